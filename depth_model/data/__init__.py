@@ -1,0 +1,1 @@
+"""Samples, readers and transforms that feed training and evaluation."""

@@ -1,0 +1,246 @@
+"""Supervised training of a depth model on labelled images: the teacher of V1 section 3.1.
+
+    depth-control train-teacher --scenes DIR --pairs DIR --out runs/teacher
+
+The same command goes on from the newest checkpoint. What a step sees depends on (seed, step) alone.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from depth_model import checkpoint
+from depth_model.config import dump, jsonable
+from depth_model.data.labeled import LabeledSamples, PairFolder
+from depth_model.data.order import batches
+from depth_model.data.transforms import network_size
+from depth_model.errors import InputError
+from depth_model.estimator import DepthEstimator
+from depth_model.losses import affine_invariant_loss, gradient_matching_loss
+from depth_model.metrics import relative_depth_metrics
+from depth_model.modeling import PRESETS, build_model
+from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a depth model on RGB-D pairs and procedural scenes."""
+
+    out: Path = Path("runs/teacher")
+    """Run folder: config, log, curves, checkpoints and the finished model in `model/`."""
+    preset: str = "small"
+    """Size of the network: tiny, small, base, large or giant."""
+    version: str = "v1"
+    """Encoder blocks that feed the neck: v1 (the last four) or v2 (spread)."""
+    init: Path | None = None
+    """Model folder whose weights training starts from, of the same size; random weights when not given."""
+    lower_bound: int = 0
+    """Shortest side of the training crops in pixels, a multiple of 14; 0 for the preset's (518, tiny 112)."""
+    pairs: tuple[Path, ...] = ()
+    """Folders of RGB-D pairs."""
+    pairs_source: str = ""
+    """Take only pairs whose `source` in the index is this; empty for all."""
+    pairs_holdout: int = 0
+    """Pairs at the end of each folder that are kept out of training and, without --validation, measured on."""
+    pairs_repeat: int = 1
+    """How often each pair is shown for each time a scene is shown."""
+    scenes: tuple[Path, ...] = ()
+    """Folders written by `depth-control scenes`."""
+    validation: Path | None = None
+    """Folder of RGB-D pairs to measure on; its pairs must not be among the training pairs."""
+    validation_count: int = 64
+    """Pairs of the validation folder that are measured."""
+    steps: int = 10000
+    """Optimiser steps in all."""
+    batch: int = 32
+    """Images in a global batch, over all processes."""
+    aspects: tuple[float, ...] = (1.0,)
+    """Width / height of the crops; each batch takes one at random. The paper crops squares."""
+    least_crop: float = 0.6
+    """Smallest crop, as a share of the largest that fits; 0 to 1."""
+    jitter: float = 0.0
+    """Strength of brightness, contrast and saturation changes, 0 to 1. The paper mirrors labelled images only."""
+    encoder_lr: float = 5e-6
+    """Peak learning rate of the encoder. From scratch it needs about 5e-4."""
+    decoder_lr: float = 5e-5
+    """Peak learning rate of neck and head."""
+    warmup: int = 0
+    """Steps of linear warm-up, before the linear decay to 0."""
+    weight_decay: float = 0.01
+    """AdamW weight decay of matrices."""
+    gradient_weight: float = 0.0
+    """Weight of the gradient matching loss: 0 in V1, 2 for V2's synthetic images."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights that become the released model."""
+    seed: int = 0
+    """Seed of the weights, the sample order and the augmentation."""
+    workers: int = 0
+    """Processes that read images; 0 reads in the training process."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    validate_every: int = 1000
+    """Steps between validations."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint, else start; must: go on or fail; never: start or fail."""
+
+
+FREE = ("out", "workers", "save_every", "log_every", "validate_every", "validation", "validation_count", "resume")
+
+
+def validate(estimator: DepthEstimator, folder: PairFolder, count: int, grid: Path) -> dict[str, float]:
+    """AbsRel and delta1 of `estimator`, least-squares aligned in disparity per image, 0.001 to 10 m, mean over images.
+
+    Also writes `grid`: photo, truth and estimate of the first six pairs.
+    """
+    rows, tiles = [], []
+    for i in range(min(count, len(folder))):
+        pair = folder.read(i)
+        if folder.rows[i]["kind"] != "depth" or not (pair.disparity > 0.1).any():
+            continue
+        values = estimator(Image.fromarray(pair.image)).values
+        rows.append(relative_depth_metrics(values, *folder.depth(i)))
+        if len(tiles) < 6:
+            maps = [_grey(pair.disparity), _grey(values)]
+            tile = np.concatenate([pair.image, *maps], 0)
+            tiles.append(np.asarray(Image.fromarray(tile).resize((160, 160 * tile.shape[0] // tile.shape[1]))))
+    height = min(tile.shape[0] for tile in tiles)
+    Image.fromarray(np.concatenate([tile[:height] for tile in tiles], 1)).save(grid)
+    return {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in ("abs_rel", "delta1")}
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    scaled = np.rint(255 * (values - low) / max(high - low, 1e-8)).astype(np.uint8)
+    return np.repeat(scaled[..., None], 3, 2)
+
+
+def main(config: Config) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: settings or folders that cannot be used.
+    """
+    if config.preset not in PRESETS:
+        raise InputError(f"--preset {config.preset}: choose one of {', '.join(PRESETS)}")
+    chosen = [PairFolder(path, source=config.pairs_source) for path in config.pairs]
+    folders = [(folder.part(0, len(folder) - config.pairs_holdout), config.pairs_repeat) for folder in chosen]
+    folders += [(PairFolder(path, scenes=True), 1) for path in config.scenes]
+    if not folders:
+        raise InputError("nothing to train on: give --pairs DIR or --scenes DIR")
+    held_out = [
+        folder.part(len(folder) - config.pairs_holdout, len(folder)) for folder in chosen if config.pairs_holdout
+    ]
+    measured = PairFolder(config.validation) if config.validation else held_out[0] if held_out else None
+    accelerator = Accelerator()
+    found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
+
+    torch.manual_seed(config.seed)
+    lower_bound = config.lower_bound or PRESETS[config.preset].lower_bound
+    sizes = [network_size(round(1000 / a), 1000, lower_bound) for a in config.aspects]
+    samples = LabeledSamples(folders, sizes, config.seed, config.least_crop, config.jitter)
+    network = build_model(config.preset, config.version).to(memory_format=torch.channels_last).train()
+    if config.init is not None:
+        network.load_state_dict(DepthEstimator.from_pretrained(config.init, device="cpu").model.state_dict())
+    encoder = list(network.backbone.parameters())
+    decoder = [*network.neck.parameters(), *network.head.parameters()]
+    # Never reached by the forward pass: they would stay out of every gradient.
+    network.backbone.embeddings.mask_token.requires_grad_(False)
+    network.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
+    groups = parameter_groups(
+        [(config.encoder_lr, encoder), (config.decoder_lr, decoder)], network, config.weight_decay
+    )
+    optimizer = torch.optim.AdamW(groups)
+    ema = Ema(network, config.ema)
+
+    step = 0
+    if found is not None:
+        tensors, state = checkpoint.load_checkpoint(found)
+        frozen_difference(state["config"], jsonable(config), FREE)
+        network.load_state_dict(tensors["model"])
+        ema.tensors = tensors["ema"]
+        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
+        step = state["step"]
+    model, optimizer = accelerator.prepare(network, optimizer)
+    estimator_network = build_model(config.preset, config.version)
+    log = RunLog(config.out, step)
+    if accelerator.is_main_process:
+        dump(config, config.out / "config.yaml")
+    sampler = list(
+        batches(
+            len(samples),
+            config.batch,
+            config.seed,
+            step,
+            config.steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+    )
+    loader = torch.utils.data.DataLoader(samples, batch_sampler=sampler, num_workers=config.workers)
+
+    def release(folder: Path) -> DepthEstimator:
+        estimator_network.load_state_dict(accelerator.unwrap_model(model).state_dict())
+        ema.load_into(estimator_network)
+        estimator = DepthEstimator(estimator_network.eval(), device=accelerator.device)
+        estimator.save_pretrained(folder)
+        return estimator
+
+    started, seen = time.monotonic(), 0
+    for batch in loader:
+        # ---- one training step
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, config.steps, config.warmup)
+        pixels, disparity, valid = (batch[k].to(accelerator.device) for k in ("pixel_values", "disparity", "valid"))
+        with accelerator.autocast():
+            prediction = model(pixel_values=pixels.contiguous(memory_format=torch.channels_last)).predicted_depth
+        prediction = prediction.float()
+        loss = affine_invariant_loss(prediction, disparity, valid)
+        if config.gradient_weight:
+            loss = loss + config.gradient_weight * gradient_matching_loss(prediction, disparity, valid)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+            ema.update(network, step)
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        seen += config.batch
+        # ---- once in a while: log, validate, save
+        last = step == config.steps
+        if not accelerator.is_main_process:
+            continue
+        if step % config.log_every == 0 or last:
+            rate = seen / (time.monotonic() - started)
+            log.write(step, loss=loss.item(), gradient_norm=norm.item(), images_per_second=round(rate, 1))
+            left = (config.steps - step) * config.batch / rate / 60
+            print(
+                f"step {step}/{config.steps}  loss {loss.item():.4f}  {rate:.1f} images/s  {left:.0f} min left",
+                flush=True,
+            )
+        if measured is not None and (step % config.validate_every == 0 or last):
+            numbers = validate(
+                release(config.out / "model"), measured, config.validation_count, config.out / "grid.png"
+            )
+            log.write(step, **numbers)
+            log.plot(config.out / "curves.png")
+            print("  ".join(f"{k} {v:.4f}" for k, v in numbers.items()), flush=True)
+        if step % config.save_every == 0 or last:
+            tensors = {
+                "model": network.state_dict(),
+                "ema": ema.tensors,
+                "optimizer": checkpoint.optimizer_tensors(optimizer),
+            }
+            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+    if accelerator.is_main_process:
+        release(config.out / "model")
+        for name, reason in samples.skipped.items():
+            print(f"skipped {name}: {reason}", flush=True)

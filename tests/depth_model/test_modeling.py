@@ -1,0 +1,49 @@
+"""Sizes, versions and the random start of the network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from depth_model.errors import InputError
+from depth_model.modeling import PRESETS, build_model, model_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_configs_describe_both_versions(preset):
+    layers = PRESETS[preset].layers
+    last_four = list(range(layers - 3, layers + 1))
+    assert list(model_config(preset, "v1").backbone_config.out_indices) == last_four
+    spread = list(model_config(preset, "v2").backbone_config.out_indices)
+    assert spread != last_four and spread[-1] == layers
+
+
+@pytest.mark.parametrize("arguments", [("huge",), ("tiny", "v3"), ("tiny", "v2", "metric"), ("tiny", "v2", "log")])
+def test_wrong_config_is_refused(arguments):
+    with pytest.raises(InputError):
+        model_config(*arguments)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_new_model_is_alive_and_learns(seed):
+    torch.manual_seed(seed)
+    model = build_model("tiny")
+    pixels = F.interpolate(torch.randn(2, 3, 6, 6), size=(56, 56), mode="bilinear")
+    target = 1 + pixels[:, 0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(12):
+        prediction = model(pixels).predicted_depth
+        loss = (prediction - target).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append((loss.item(), (prediction > 0).float().mean().item()))
+    assert losses[0][1] > 0.9, "the final ReLU starts dead"
+    assert losses[-1][0] < 0.8 * losses[0][0]
+
+
+def test_metric_model_stays_below_its_range():
+    torch.manual_seed(0)
+    depth = build_model("tiny", depth_estimation_type="metric", max_depth=20).eval()(torch.randn(1, 3, 56, 70))
+    assert depth.predicted_depth.shape == (1, 56, 70)
+    assert 0 < depth.predicted_depth.min() and depth.predicted_depth.max() < 20

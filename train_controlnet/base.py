@@ -1,0 +1,233 @@
+"""Training of the small text-to-image base, together with a ControlNet that most batches use.
+
+    depth-control train-base --cache runs/cache --vae runs/autoencoder/model --out runs/base
+
+A small base that learns from captions alone takes very long to draw shapes, and what draws no shapes cannot be steered.
+With the depth of each scene at hand it learns to draw them at once; a share of the batches has no condition, so the
+base also works alone. `model/` is a stock StableDiffusionControlNetPipeline folder; `train-controlnet` then trains the
+ControlNet on the frozen base.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import (
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from depth_model import checkpoint
+from depth_model.config import dump, jsonable
+from depth_model.data.order import generator
+from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+from train_controlnet.diffusion import min_snr_loss, noised
+from train_controlnet.prepare import Cache
+from train_controlnet.vocabulary import build_tokenizer, save_and_reload
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a small text-to-image base model jointly with a depth ControlNet."""
+
+    cache: Path = Path("runs/cache")
+    """Folder written by `depth-control prepare-controlnet`."""
+    vae: Path = Path("runs/autoencoder/model")
+    """Folder of the autoencoder that made the cache."""
+    out: Path = Path("runs/base")
+    """Run folder; the finished pipeline is in `model/`."""
+    channels: tuple[int, ...] = (64, 128, 192)
+    """Channels of the UNet's levels; all but the first have cross-attention."""
+    layers: int = 1
+    """Residual blocks in each level."""
+    text_width: int = 128
+    """Width of the text encoder (2 layers)."""
+    condition_channels: tuple[int, ...] = (8, 16, 32, 64)
+    """Channels of the ControlNet's condition embedding, one stride of 2 between each two."""
+    control_share: float = 0.85
+    """Share of the batches that see their condition."""
+    coarsest: int = 8
+    """Conditions are averaged over cells of 1, 2, 4 ... up to this many pixels, since estimates are smooth."""
+    caption_dropout: float = 0.1
+    """Share of the captions replaced by the empty one."""
+    steps: int = 8000
+    """Optimiser steps in all; may be changed when going on."""
+    batch: int = 32
+    """Images in a batch."""
+    lr: float = 8e-4
+    """Peak learning rate."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    cooldown: float = 0.4
+    """Share of the steps, at the end, over which the learning rate falls to 0."""
+    snr_gamma: float = 5.0
+    """Min-SNR weighting; 0 turns it off."""
+    ema: float = 0.999
+    """Decay of the averaged weights that become the released model."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    resume: str = "auto"
+    """auto, must or never."""
+
+
+FREE = ("out", "steps", "save_every", "log_every", "resume")
+
+
+def build_parts(
+    config: Config, latent_channels: int, vocabulary: int, tokenizer: CLIPTokenizer
+) -> dict[str, nn.Module]:
+    """UNet, text encoder and ControlNet with random weights, in stock classes."""
+    text = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=config.text_width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    levels = len(config.channels) - 1
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=config.channels,
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * levels),
+        up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
+        layers_per_block=config.layers,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=4,
+    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=config.condition_channels)
+    return {"unet": unet, "text_encoder": CLIPTextModel(text), "controlnet": controlnet}
+
+
+def build_scheduler() -> DDIMScheduler:
+    """v-prediction with a zero terminal SNR (2305.08891), so that sampling may start from pure noise."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def coarsen(controls: Tensor, cells: int) -> Tensor:
+    """Conditions [B, 3, H, W] averaged over `cells` x `cells` pixels and interpolated back."""
+    if cells == 1:
+        return controls
+    small = F.interpolate(controls, scale_factor=1 / cells, mode="area")
+    return F.interpolate(small, size=controls.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def save_pipeline(parts: dict[str, nn.Module], vae: AutoencoderTiny, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Writes a stock StableDiffusionControlNetPipeline folder in float16 safetensors."""
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=vae,
+        tokenizer=tokenizer,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **parts,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def main(config: Config) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: a cache or folder that cannot be used.
+    """
+    cache = Cache(config.cache, config.seed)
+    found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
+    accelerator = Accelerator()
+    torch.manual_seed(config.seed)
+    tokenizer = save_and_reload(build_tokenizer(cache.captions), config.out / "tokenizer")
+    parts = build_parts(config, cache.latent_channels, len(tokenizer), tokenizer)
+    network = nn.ModuleDict(parts).to(accelerator.device, memory_format=torch.channels_last).train()
+    scheduler = build_scheduler()
+    optimizer = torch.optim.AdamW(
+        parameter_groups([(config.lr, network.parameters())], network, 0.01), betas=(0.9, 0.99)
+    )
+    ema = Ema(network, config.ema)
+    step = 0
+    if found is not None:
+        tensors, state = checkpoint.load_checkpoint(found)
+        frozen_difference(state["config"], jsonable(config), FREE)
+        network.load_state_dict(tensors["model"])
+        ema.tensors = tensors["ema"]
+        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
+        step = state["step"]
+    log = RunLog(config.out, step)
+    dump(config, config.out / "config.yaml")
+
+    started, seen, running = time.monotonic(), 0, None
+    while step < config.steps:
+        # ---- one training step
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, config.steps, config.warmup, config.cooldown)
+        rng = generator(config.seed, 5, step)
+        latents, controls, captions = cache.batch(step, config.batch)
+        captions = ["" if rng.random() < config.caption_dropout else caption for caption in captions]
+        noisy, timesteps, target = noised(latents.to(accelerator.device), scheduler, config.seed, step)
+        with accelerator.autocast():
+            ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            text = parts["text_encoder"](ids.to(accelerator.device))[0]
+            down, middle = None, None
+            if rng.random() < config.control_share:
+                cells = 2 ** int(rng.integers(config.coarsest.bit_length()))
+                condition = coarsen(controls.to(accelerator.device), cells)
+                down, middle = parts["controlnet"](noisy, timesteps, text, condition, return_dict=False)
+            prediction = parts["unet"](
+                noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+            ).sample
+        loss = min_snr_loss(prediction, target, scheduler, timesteps, config.snr_gamma)
+        accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+            ema.update(network, step)
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        seen += config.batch
+        value = loss.item()
+        running = value if running is None else 0.98 * running + 0.02 * value
+        # ---- once in a while: log, save
+        if step % config.log_every == 0 or step == config.steps:
+            rate = seen / (time.monotonic() - started)
+            log.write(step, loss=running, images_per_second=round(rate, 1))
+            left = (config.steps - step) * config.batch / rate / 60
+            print(
+                f"step {step}/{config.steps}  loss {running:.4f}  {rate:.1f} images/s  {left:.0f} min left", flush=True
+            )
+        if step % config.save_every == 0 or step == config.steps:
+            optimizer_state = checkpoint.optimizer_tensors(optimizer)
+            tensors = {"model": network.state_dict(), "ema": ema.tensors, "optimizer": optimizer_state}
+            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+            log.plot(config.out / "curves.png")
+    release = nn.ModuleDict(build_parts(config, cache.latent_channels, len(tokenizer), tokenizer))
+    release.load_state_dict(network.state_dict())
+    ema.load_into(release)
+    vae = AutoencoderTiny.from_pretrained(config.vae, use_safetensors=True)
+    save_pipeline(dict(release.half().eval()), vae.half(), tokenizer, config.out / "model")

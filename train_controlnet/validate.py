@@ -1,0 +1,110 @@
+"""How well a depth ControlNet is obeyed: pictures for fixed photos, prompts and seeds, and their pooled fidelity.
+
+    python -m train_controlnet.validate --images DIR --count 24 --control-scales 1 0
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from depth_control import load_pipeline, to_control
+from depth_control.metrics import pooled_fidelity
+from depth_control.presets import default_guidance
+from depth_model import DepthEstimator
+from depth_model.config import parse, run
+from depth_model.errors import InputError
+from depth_model.images import list_images, open_image
+
+PROMPTS = (
+    "red clay shapes in a white marble room in indoor light",
+    "a gold model of a room at noon",
+    "oak wood shapes on green grass hills at sunset",
+    "blue ice boxes and balls on a black stone plain at noon",
+    "pink plastic shapes in a brick room in indoor light",
+    "white marble shapes on yellow sand hills at noon",
+    "a grey concrete model of the scene at sunset",
+    "checkerboard shapes in an oak wood room in indoor light",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measures the fidelity of a pipeline's pictures on a folder of images."""
+
+    images: Path
+    """Folder of images that were in no training set."""
+    count: int = 24
+    """How many of them, evenly spread over the sorted folder."""
+    model: str = "embedded"
+    """Pipeline: embedded, sd15, a folder or a Hub id."""
+    controlnet: str | None = None
+    """Another ControlNet than the pipeline's own: a folder or a Hub id."""
+    depth_model: str | None = None
+    """Estimator of the conditions, and the judge: embedded, a folder or a Hub id."""
+    control_scales: tuple[float, ...] = (1.0, 0.0)
+    """Strengths of the control to compare, with the same seeds."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; the model's default when not given."""
+    steps: int = 20
+    """Denoising steps."""
+    seed: int = 0
+    """Image i uses seed + i."""
+    out: Path = Path("validation")
+    """Folder for strip_SCALE.png (photo, condition, picture, its depth) and fidelity.json."""
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(np.rint(255 * values).astype(np.uint8)[..., None], 3, 2)
+
+
+def main(config: Config) -> dict[str, dict[str, float]]:
+    """Runs the measurement and returns pooled fidelity by control scale.
+
+    Raises:
+        InputError: an empty folder, or models that cannot be loaded.
+    """
+    files = list_images(config.images)
+    if not files:
+        raise InputError(f"--images {config.images}: no images there")
+    files = [files[i] for i in np.linspace(0, len(files) - 1, min(config.count, len(files))).astype(int)]
+    pipe = load_pipeline(config.model, config.controlnet, config.depth_model)
+    pipe.set_progress_bar_config(disable=True)
+    judge = DepthEstimator(pipe.depth_estimator, pipe.depth_processor, pipe.device, pipe.depth_estimator.dtype)
+    guidance = default_guidance(config.model) if config.guidance_scale is None else config.guidance_scale
+    config.out.mkdir(parents=True, exist_ok=True)
+    report = {}
+    for scale in config.control_scales:
+        pairs, tiles = [], []
+        for i, file in enumerate(files):
+            photo = open_image(file)
+            output = pipe(
+                PROMPTS[i % len(PROMPTS)],
+                depth_source=photo,
+                num_inference_steps=config.steps,
+                guidance_scale=guidance,
+                controlnet_conditioning_scale=float(scale),
+                generator=torch.Generator().manual_seed(config.seed + i),
+            )
+            result = to_control(judge(output.images[0]))
+            pairs.append((output.control, result))
+            parts = [np.asarray(photo), _grey(output.control), np.asarray(output.images[0]), _grey(result)]
+            tiles.append(np.concatenate([np.asarray(Image.fromarray(part).resize((128, 128))) for part in parts], 0))
+        rows = [np.concatenate(tiles[i : i + 8], 1) for i in range(0, len(tiles) - len(tiles) % 8 or len(tiles), 8)]
+        width = rows[0].shape[1]
+        Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == width], 0)).save(
+            config.out / f"strip_{scale:g}.png"
+        )
+        report[f"{scale:g}"] = pooled_fidelity(pairs)
+        numbers = "  ".join(f"{name} {value:.3f}" for name, value in report[f"{scale:g}"].items())
+        print(f"{len(pairs)} images, control scale {scale:g}, guidance {guidance:g}: {numbers}", flush=True)
+    (config.out / "fidelity.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda argv: main(parse(Config, argv, "train_controlnet.validate")), sys.argv[1:], "train_controlnet.validate"))
