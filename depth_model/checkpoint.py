@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
     for stale in folder.glob("*.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     final = folder / f"step-{step:08d}"
-    if is_complete(final):
+    if is_complete(final, verify=True):
         return final
     partial = folder / f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
     partial.mkdir()
@@ -63,6 +63,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
             _sync(file)
         (partial / _MARKER).write_text(json.dumps({file.name: _digest(file) for file in files}))
         _sync(partial / _MARKER)
+        _sync(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
@@ -70,8 +71,12 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(folder)
-    for old in sorted(folder.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
+    everything = sorted(folder.glob("step-????????"))
+    # A run that resumed passed over any later ones, so they are damaged and must not count among those that are kept.
+    kept = [path for path in everything if path.name <= final.name][-keep:]
+    for path in everything:
+        if path not in kept:
+            shutil.rmtree(path)
     return final
 
 

@@ -5,7 +5,6 @@
 The same command goes on from the newest checkpoint. What a step sees depends on (seed, step) alone.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import DepthAnythingForDepthEstimation
 
 from depth_model import checkpoint
-from depth_model.config import dump, jsonable
+from depth_model.config import dump
 from depth_model.data.labeled import LabeledSamples, PairFolder
 from depth_model.data.order import batches
 from depth_model.data.transforms import network_size
@@ -24,7 +24,7 @@ from depth_model.estimator import DepthEstimator
 from depth_model.losses import affine_invariant_loss, gradient_matching_loss
 from depth_model.metrics import relative_depth_metrics
 from depth_model.modeling import PRESETS, build_model
-from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,32 @@ FREE = ("out", "workers", "save_every", "log_every", "validate_every", "validati
 def validate(estimator: DepthEstimator, folder: PairFolder, count: int, grid: Path) -> dict[str, float]:
     """AbsRel and delta1 of `estimator`, least-squares aligned in disparity per image, 0.001 to 10 m, mean over images.
 
-    Also writes `grid`: photo, truth and estimate of the first six pairs.
+    Pairs that cannot be read, or hold no depth in that range, are left out. Also writes `grid`: photo, truth and
+    estimate of the first six.
+
+    Returns:
+        val_abs_rel and val_delta1 with val_images, how many were measured; nothing when there were none.
     """
     rows, tiles = [], []
     for i in range(min(count, len(folder))):
-        pair = folder.read(i)
+        try:
+            pair = folder.read(i)
+        except InputError as error:
+            print(f"validation leaves out {error}", flush=True)
+            continue
         if folder.rows[i]["kind"] != "depth" or not (pair.disparity > 0.1).any():
             continue
         values = estimator(Image.fromarray(pair.image)).values
         rows.append(relative_depth_metrics(values, *folder.depth(i)))
         if len(tiles) < 6:
-            maps = [_grey(pair.disparity), _grey(values)]
-            tile = np.concatenate([pair.image, *maps], 0)
+            tile = np.concatenate([pair.image, _grey(pair.disparity), _grey(values)], 0)
             tiles.append(np.asarray(Image.fromarray(tile).resize((160, 160 * tile.shape[0] // tile.shape[1]))))
+    if not rows:
+        return {}
     height = min(tile.shape[0] for tile in tiles)
     Image.fromarray(np.concatenate([tile[:height] for tile in tiles], 1)).save(grid)
-    return {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in ("abs_rel", "delta1")}
+    means = {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in ("abs_rel", "delta1")}
+    return means | {"val_images": len(rows)}
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
@@ -123,78 +133,86 @@ def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(scaled[..., None], 3, 2)
 
 
+def _folders(config: Config) -> tuple[list[tuple[PairFolder, int]], PairFolder | None]:
+    """The folders to train on, each with its repeats, and the one to measure on."""
+    if config.pairs_holdout < 0 or config.pairs_repeat < 1:
+        raise InputError("--pairs-holdout must be at least 0 and --pairs-repeat at least 1")
+    chosen = [PairFolder(path, source=config.pairs_source) for path in config.pairs]
+    for folder in chosen:
+        if config.pairs_holdout >= len(folder):
+            raise InputError(
+                f"--pairs-holdout {config.pairs_holdout} leaves nothing of the {len(folder)} pairs of {folder.folder}"
+            )
+    folders = [(folder.part(0, len(folder) - config.pairs_holdout), config.pairs_repeat) for folder in chosen]
+    folders += [(PairFolder(path, scenes=True), 1) for path in config.scenes]
+    if not folders:
+        raise InputError("nothing to train on: give --pairs DIR or --scenes DIR")
+    if config.validation:
+        return folders, PairFolder(config.validation)
+    held_out = [folder.part(len(folder) - config.pairs_holdout, len(folder)) for folder in chosen]
+    return folders, held_out[0] if held_out and config.pairs_holdout else None
+
+
+def _network(config: Config) -> DepthAnythingForDepthEstimation:
+    """The network with the weights that training starts from."""
+    torch.manual_seed(config.seed)
+    network = build_model(config.preset, config.version)
+    if config.init is not None:
+        weights = DepthEstimator.from_pretrained(config.init, device="cpu").model.state_dict()
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"--init {config.init}: not a model of --preset {config.preset}") from error
+    # Never reached by the forward pass: they would stay out of every gradient.
+    network.backbone.embeddings.mask_token.requires_grad_(False)
+    network.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
+    return network.train()
+
+
+def _optimizer(config: Config, network: DepthAnythingForDepthEstimation) -> torch.optim.AdamW:
+    decoder = [*network.neck.parameters(), *network.head.parameters()]
+    rates = [(config.encoder_lr, network.backbone.parameters()), (config.decoder_lr, decoder)]
+    return torch.optim.AdamW(parameter_groups(rates, network, config.weight_decay))
+
+
+def _check(config: Config) -> None:
+    if config.preset not in PRESETS:
+        raise InputError(f"--preset {config.preset}: choose one of {', '.join(PRESETS)}")
+    for name in ("steps", "batch", "save_every", "log_every", "validate_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if not config.aspects or not all(0.25 <= aspect <= 4 for aspect in config.aspects):
+        raise InputError(f"--aspects must be ratios between 0.25 and 4, got {config.aspects}")
+    if not 0 < config.least_crop <= 1:
+        raise InputError(f"--least-crop must be above 0 and at most 1, got {config.least_crop}")
+
+
 def main(config: Config) -> None:
     """Runs the stage.
 
     Raises:
         InputError: settings or folders that cannot be used.
     """
-    if config.preset not in PRESETS:
-        raise InputError(f"--preset {config.preset}: choose one of {', '.join(PRESETS)}")
-    chosen = [PairFolder(path, source=config.pairs_source) for path in config.pairs]
-    folders = [(folder.part(0, len(folder) - config.pairs_holdout), config.pairs_repeat) for folder in chosen]
-    folders += [(PairFolder(path, scenes=True), 1) for path in config.scenes]
-    if not folders:
-        raise InputError("nothing to train on: give --pairs DIR or --scenes DIR")
-    held_out = [
-        folder.part(len(folder) - config.pairs_holdout, len(folder)) for folder in chosen if config.pairs_holdout
-    ]
-    measured = PairFolder(config.validation) if config.validation else held_out[0] if held_out else None
+    _check(config)
+    folders, measured = _folders(config)
     accelerator = Accelerator()
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
-
-    torch.manual_seed(config.seed)
     lower_bound = config.lower_bound or PRESETS[config.preset].lower_bound
     sizes = [network_size(round(1000 / a), 1000, lower_bound) for a in config.aspects]
     samples = LabeledSamples(folders, sizes, config.seed, config.least_crop, config.jitter)
-    network = build_model(config.preset, config.version).to(memory_format=torch.channels_last).train()
-    if config.init is not None:
-        network.load_state_dict(DepthEstimator.from_pretrained(config.init, device="cpu").model.state_dict())
-    encoder = list(network.backbone.parameters())
-    decoder = [*network.neck.parameters(), *network.head.parameters()]
-    # Never reached by the forward pass: they would stay out of every gradient.
-    network.backbone.embeddings.mask_token.requires_grad_(False)
-    network.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
-    groups = parameter_groups(
-        [(config.encoder_lr, encoder), (config.decoder_lr, decoder)], network, config.weight_decay
-    )
-    optimizer = torch.optim.AdamW(groups)
+    network = _network(config).to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = _optimizer(config, network)
     ema = Ema(network, config.ema)
-
-    step = 0
-    if found is not None:
-        tensors, state = checkpoint.load_checkpoint(found)
-        frozen_difference(state["config"], jsonable(config), FREE)
-        network.load_state_dict(tensors["model"])
-        ema.tensors = tensors["ema"]
-        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
-        step = state["step"]
+    step = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)
-    estimator_network = build_model(config.preset, config.version)
-    log = RunLog(config.out, step)
     if accelerator.is_main_process:
+        log = RunLog(config.out, step)
         dump(config, config.out / "config.yaml")
-    sampler = list(
-        batches(
-            len(samples),
-            config.batch,
-            config.seed,
-            step,
-            config.steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-    )
+    share = accelerator.process_index, accelerator.num_processes
+    sampler = list(batches(len(samples), config.batch, config.seed, step, config.steps, *share))
     loader = torch.utils.data.DataLoader(samples, batch_sampler=sampler, num_workers=config.workers)
 
-    def release(folder: Path) -> DepthEstimator:
-        estimator_network.load_state_dict(accelerator.unwrap_model(model).state_dict())
-        ema.load_into(estimator_network)
-        estimator = DepthEstimator(estimator_network.eval(), device=accelerator.device)
-        estimator.save_pretrained(folder)
-        return estimator
-
-    started, seen = time.monotonic(), 0
+    problems: set[str] = set()
     for batch in loader:
         # ---- one training step
         for group in optimizer.param_groups:
@@ -213,34 +231,33 @@ def main(config: Config) -> None:
             ema.update(network, step)
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        seen += config.batch
+        problems.update(filter(None, batch["problem"]))
         # ---- once in a while: log, validate, save
         last = step == config.steps
         if not accelerator.is_main_process:
             continue
         if step % config.log_every == 0 or last:
-            rate = seen / (time.monotonic() - started)
-            log.write(step, loss=loss.item(), gradient_norm=norm.item(), images_per_second=round(rate, 1))
-            left = (config.steps - step) * config.batch / rate / 60
-            print(
-                f"step {step}/{config.steps}  loss {loss.item():.4f}  {rate:.1f} images/s  {left:.0f} min left",
-                flush=True,
-            )
+            log.progress(step, config.steps, config.batch, loss=loss.item(), gradient_norm=norm.item())
         if measured is not None and (step % config.validate_every == 0 or last):
-            numbers = validate(
-                release(config.out / "model"), measured, config.validation_count, config.out / "grid.png"
-            )
+            estimator = _release(config, network, ema)
+            numbers = validate(estimator, measured, config.validation_count, config.out / "grid.png")
             log.write(step, **numbers)
             log.plot(config.out / "curves.png")
-            print("  ".join(f"{k} {v:.4f}" for k, v in numbers.items()), flush=True)
+            print("  ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
         if step % config.save_every == 0 or last:
-            tensors = {
-                "model": network.state_dict(),
-                "ema": ema.tensors,
-                "optimizer": checkpoint.optimizer_tensors(optimizer),
-            }
-            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+            save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
     if accelerator.is_main_process:
-        release(config.out / "model")
-        for name, reason in samples.skipped.items():
-            print(f"skipped {name}: {reason}", flush=True)
+        _release(config, network, ema)
+        log.plot(config.out / "curves.png")
+        for problem in sorted(problems):
+            print(f"skipped {problem}", flush=True)
+
+
+def _release(config: Config, network: DepthAnythingForDepthEstimation, ema: Ema) -> DepthEstimator:
+    """Writes the averaged weights as the model folder of the run."""
+    averaged = build_model(config.preset, config.version)
+    averaged.load_state_dict(network.state_dict())
+    ema.load_into(averaged)
+    estimator = DepthEstimator(averaged, device=next(network.parameters()).device)
+    estimator.save_pretrained(config.out / "model")
+    return estimator

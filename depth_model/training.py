@@ -1,14 +1,18 @@
-"""What all training loops share: learning-rate factors, EMA, parameter groups, the run folder's log and pictures."""
+"""What all training loops share: learning-rate factors, EMA, parameter groups, resuming, the run's log and pictures."""
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from depth_model import checkpoint
+from depth_model.config import jsonable
 from depth_model.errors import InputError
 
 
@@ -71,15 +75,16 @@ class Ema:
 
 
 class RunLog:
-    """The JSON-lines log of a run, `log.jsonl`; on resume, lines at or after the resumed step are dropped."""
+    """The JSON-lines log of a run, `log.jsonl`; on resume, lines after the resumed step are dropped."""
 
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
-        self.rows = []
+        self.rows: list[dict] = []
+        self._first_step, self._started = first_step, time.monotonic()
         if self.path.exists():
             lines = self.path.read_text().splitlines()
-            self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] < first_step]
+            self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= first_step]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, step: int, **numbers: float) -> None:
@@ -88,6 +93,17 @@ class RunLog:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def progress(self, step: int, total: int, batch: int, **numbers: float) -> None:
+        """Adds one line with `numbers` (`loss` among them) and the speed, and prints how far the run is.
+
+        Args:
+            step: optimiser steps done, more than the log began with. total: of so many. batch: images in each.
+        """
+        rate = (step - self._first_step) * batch / (time.monotonic() - self._started)
+        self.write(step, **numbers, images_per_second=round(rate, 1))
+        left = (total - step) * batch / rate / 60
+        print(f"step {step}/{total}  loss {numbers['loss']:.4f}  {rate:.1f} images/s  {left:.0f} min left", flush=True)
 
     def plot(self, path: Path) -> None:
         """Draws every logged number over the step into one PNG, a panel each."""
@@ -129,6 +145,46 @@ def plot_curves(
         draw.text((2, i * height + 25), f"{high:.3g}", fill="grey")
         draw.text((2, (i + 1) * height - 30), f"{low:.3g}", fill="grey")
     sheet.save(path)
+
+
+def save_run(folder: Path, step: int, config: Any, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer):
+    """Writes the checkpoint that `resume_run` reads. Raises OSError as `checkpoint.save_checkpoint`."""
+    tensors = {
+        "model": network.state_dict(),
+        "ema": ema.tensors,
+        "optimizer": checkpoint.optimizer_tensors(optimizer),
+    }
+    checkpoint.save_checkpoint(folder, step, tensors, {"config": jsonable(config)})
+
+
+def resume_run(
+    found: Path | None,
+    config: Any,
+    free: tuple[str, ...],
+    network: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Brings network, average and optimiser to where checkpoint `found` left them; with None they stay as they are.
+
+    Args:
+        config: the run's dataclass, which may differ from the saved one in the fields `free` only.
+
+    Returns:
+        The optimiser steps done.
+
+    Raises:
+        InputError: another field differs.
+    """
+    if found is None:
+        return 0
+    tensors, state = checkpoint.load_checkpoint(found)
+    frozen_difference(state["config"], jsonable(config), free)
+    network.load_state_dict(tensors["model"])
+    for name, value in tensors["ema"].items():
+        ema.tensors[name].copy_(value)
+    checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
+    return state["step"]
 
 
 def frozen_difference(saved: dict, current: dict, free: tuple[str, ...]) -> None:

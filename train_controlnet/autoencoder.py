@@ -2,13 +2,14 @@
 
     depth-control train-autoencoder --images runs/scenes --out runs/autoencoder
 
-The latents are trained with noise added before decoding, so that the decoder forgives the errors of a small diffusion
-model, and a weak pull towards 0 keeps their scale. `scaling_factor` is measured at the end so that scaled latents have
-unit variance.
+The encoder is not trained: it projects each 8 x 8 patch on the principal components of the images' patches, written as the
+strided convolutions of the stock class. That is the best linear code there is, it is known after a minute, and the base can
+learn on its latents while the decoder is still training. The decoder learns from latents with some noise, so that it forgives
+the errors of a small diffusion model.
 """
 
-import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from depth_model import checkpoint
-from depth_model.config import dump, jsonable
+from depth_model.config import dump
 from depth_model.data.order import batches, generator
 from depth_model.errors import InputError
 from depth_model.images import list_images, open_image
-from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Config:
     out: Path = Path("runs/autoencoder")
     """Run folder; the finished model is in `model/`."""
     channels: int = 32
-    """Channels of every hidden layer."""
-    latent_channels: int = 12
-    """Channels of the latents, which are 8 times smaller than the image in each direction."""
+    """Channels of the decoder's hidden layers."""
+    latent_channels: int = 16
+    """Principal components of each 8 x 8 patch that are kept, at most 48."""
+    whitening: float = 0.5
+    """Components are divided by their standard deviation to this power: 0 keeps the image's spectrum, 1 flattens it."""
     crop: int = 64
     """Side of the random training crops, pixels."""
-    noise: float = 0.1
+    noise: float = 0.05
     """Standard deviation of the noise added to latents before decoding."""
     steps: int = 1500
     """Optimiser steps in all."""
@@ -89,6 +93,66 @@ class Crops(torch.utils.data.Dataset):
         return torch.from_numpy(window.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
+@torch.no_grad()
+def principal_encoder(model: AutoencoderTiny, images: list[Tensor], whitening: float) -> None:
+    """Writes the projection of 8 x 8 patches on their principal components into the encoder of `model`, in place.
+
+    The encoder has no residual blocks, so it is linear: a 3 x 3 layer that copies the colours, three of stride 2, of which the
+    first two gather 2 x 2 pixels into channels and the third projects, and one that keeps the components and centres them.
+
+    Args:
+        images: [1, 3, H, W] in [-1, 1], sides multiples of 8. whitening: see `Config`.
+    """
+    first, *gather, project, last = model.encoder.layers
+    for layer in (first, *gather, project, last):
+        layer.weight.zero_()
+    for colour in range(3):
+        first.weight[colour, colour, 1, 1] = 1
+    first.bias.zero_()
+    for layer, channels in zip(gather, (3, 12), strict=True):
+        for i, (dy, dx, channel) in enumerate(product(range(2), range(2), range(channels))):
+            layer.weight[i, channel, 1 + dy, 1 + dx] = 1
+    quarters = [layer_stack(image, (first, *gather)) for image in images]
+    patches = torch.cat([F.pixel_unshuffle(q, 2).flatten(2).mT.flatten(0, 1) for q in quarters]).double()
+    mean = patches.mean(0)
+    variance, basis = torch.linalg.eigh((patches - mean).mT @ (patches - mean) / len(patches))
+    kept = torch.arange(len(mean) - 1, len(mean) - 1 - last.out_channels, -1)
+    basis = basis[:, kept] / variance[kept].clamp(min=1e-12).sqrt() ** whitening
+    # A third of a unit of spread: hardly any latent reaches the decoder's soft clamp at 3.
+    basis = 0.35 * basis / ((patches - mean) @ basis).std()
+    for i, (channel, dy, dx) in enumerate(product(range(48), range(2), range(2))):
+        project.weight[: last.out_channels, channel, 1 + dy, 1 + dx] = basis[i].float()
+    for channel in range(last.out_channels):
+        last.weight[channel, channel, 1, 1] = 1
+    last.bias.copy_(-(mean @ basis))
+    model.encoder.requires_grad_(False)
+
+
+def layer_stack(image: Tensor, layers: tuple[nn.Module, ...]) -> Tensor:
+    """The image [1, 3, H, W] in [-1, 1], moved to [0, 1] as the stock encoder does, through some of its layers."""
+    result = image.add(1).div(2)
+    for layer in layers:
+        result = layer(result)
+    return result
+
+
+@torch.no_grad()
+def initialise_decoder(model: AutoencoderTiny) -> None:
+    """Draws decoder weights under which signals keep their size, in place; residual blocks start as the identity.
+
+    torch's default shrinks signals at every layer, and a stack as deep as this without normalisation then learns nothing but
+    blurred colours for thousands of steps.
+    """
+    for module in model.decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.decoder.modules():
+        if isinstance(module, AutoencoderTinyBlock):
+            nn.init.zeros_(module.conv[-1].weight)
+
+
 def reconstruction_loss(result: Tensor, image: Tensor) -> Tensor:
     """Mean absolute error of the images and of their horizontal and vertical differences; [B, 3, H, W] each."""
     error = result - image
@@ -96,10 +160,16 @@ def reconstruction_loss(result: Tensor, image: Tensor) -> Tensor:
     return error.abs().mean() + 0.5 * edges
 
 
+def _pixels(image: Image.Image) -> Tensor:
+    """[1, 3, H, W] in [-1, 1], cropped to sides that are multiples of 8."""
+    array = np.array(image)[: image.height // 8 * 8, : image.width // 8 * 8]
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
 @torch.no_grad()
 def _finish(model: AutoencoderTiny, files: list[Path], folder: Path, grid: Path) -> dict[str, float]:
     """Measures the scale of the latents and the PSNR on up to 64 whole images, saves the model and a grid of six."""
-    images = [torch.from_numpy(np.array(open_image(f))).permute(2, 0, 1).float() / 127.5 - 1 for f in files[:64]]
+    images = [_pixels(open_image(file))[0] for file in files[:64]]
     latents = [model.encode(image[None]).latents for image in images]
     model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
     results = [model.decode(z).sample[0].clamp(-1, 1) for z in latents]
@@ -124,26 +194,26 @@ def main(config: Config) -> None:
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
-    widths = (config.channels,) * 4
     network = AutoencoderTiny(
         latent_channels=config.latent_channels,
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=(1, 2, 2, 2),
-        num_decoder_blocks=(3, 2, 2, 1),
-    ).to(memory_format=torch.channels_last)
+        encoder_block_out_channels=(48,) * 4,
+        decoder_block_out_channels=(config.channels,) * 4,
+        num_encoder_blocks=(0, 0, 0, 0),
+        num_decoder_blocks=(3, 3, 2, 1),
+    )
+    initialise_decoder(network)
+    if found is None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        chosen = files[:: max(1, len(files) // 500)]
+        principal_encoder(network, [_pixels(open_image(file)) for file in chosen], config.whitening)
+        _finish(network, files, config.out / "untrained", config.out / "grid.png")
+    network.encoder.requires_grad_(False)
+    network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        parameter_groups([(config.lr, network.parameters())], network, 1e-4), betas=(0.9, 0.99)
+        parameter_groups([(config.lr, network.decoder.parameters())], network, 1e-4), betas=(0.9, 0.99)
     )
     ema = Ema(network, 0.998)
-    step = 0
-    if found is not None:
-        tensors, state = checkpoint.load_checkpoint(found)
-        frozen_difference(state["config"], jsonable(config), FREE)
-        network.load_state_dict(tensors["model"])
-        ema.tensors = tensors["ema"]
-        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
-        step = state["step"]
+    step = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)
     log = RunLog(config.out, step)
     dump(config, config.out / "config.yaml")
@@ -152,7 +222,6 @@ def main(config: Config) -> None:
         crops, batch_sampler=list(batches(len(crops), config.batch, config.seed, step, config.steps))
     )
 
-    started, seen = time.monotonic(), 0
     for image in loader:
         # ---- one training step
         for group in optimizer.param_groups:
@@ -161,9 +230,7 @@ def main(config: Config) -> None:
         draws = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         latents = network.encoder(image)
         noise = torch.randn(latents.shape, generator=draws).to(latents.device)
-        loss = (
-            reconstruction_loss(network.decoder(latents + config.noise * noise), image) + 1e-3 * latents.square().mean()
-        )
+        loss = reconstruction_loss(network.decoder(latents + config.noise * noise), image)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
@@ -171,23 +238,11 @@ def main(config: Config) -> None:
             ema.update(network, step)
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        seen += config.batch
         # ---- once in a while: log, save
         if step % config.log_every == 0 or step == config.steps:
-            rate = seen / (time.monotonic() - started)
-            log.write(step, loss=loss.item(), images_per_second=round(rate, 1))
-            left = (config.steps - step) * config.batch / rate / 60
-            print(
-                f"step {step}/{config.steps}  loss {loss.item():.4f}  {rate:.1f} crops/s  {left:.0f} min left",
-                flush=True,
-            )
+            log.progress(step, config.steps, config.batch, loss=loss.item())
         if step % config.save_every == 0 or step == config.steps:
-            tensors = {
-                "model": network.state_dict(),
-                "ema": ema.tensors,
-                "optimizer": checkpoint.optimizer_tensors(optimizer),
-            }
-            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+            save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
     ema.load_into(network)
-    numbers = _finish(network.eval(), files, config.out / "model", config.out / "grid.png")
-    print("  ".join(f"{k} {v:.4f}" for k, v in numbers.items()), flush=True)
+    numbers = _finish(network.cpu().eval(), files, config.out / "model", config.out / "grid.png")
+    print(f"psnr {numbers['psnr']:.2f} dB, mean over {min(64, len(files))} training images, whole", flush=True)

@@ -8,7 +8,6 @@ base also works alone. `model/` is a stock StableDiffusionControlNetPipeline fol
 ControlNet on the frozen base.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from depth_model import checkpoint
-from depth_model.config import dump, jsonable
+from depth_model.config import dump
 from depth_model.data.order import generator
-from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 from train_controlnet.diffusion import min_snr_loss, noised
 from train_controlnet.prepare import Cache
 from train_controlnet.vocabulary import build_tokenizer, save_and_reload
@@ -128,6 +127,7 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # not used with trailing steps; stock pipelines rewrite any other value
     )
 
 
@@ -163,7 +163,9 @@ def main(config: Config) -> None:
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
-    tokenizer = save_and_reload(build_tokenizer(cache.captions), config.out / "tokenizer")
+    # A run goes on with the tokenizer it has: other token numbers would scramble what the words mean.
+    own = config.out / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(own) if found else save_and_reload(build_tokenizer(cache.captions), own)
     parts = build_parts(config, cache.latent_channels, len(tokenizer), tokenizer)
     network = nn.ModuleDict(parts).to(accelerator.device, memory_format=torch.channels_last).train()
     scheduler = build_scheduler()
@@ -171,18 +173,12 @@ def main(config: Config) -> None:
         parameter_groups([(config.lr, network.parameters())], network, 0.01), betas=(0.9, 0.99)
     )
     ema = Ema(network, config.ema)
-    step = 0
-    if found is not None:
-        tensors, state = checkpoint.load_checkpoint(found)
-        frozen_difference(state["config"], jsonable(config), FREE)
-        network.load_state_dict(tensors["model"])
-        ema.tensors = tensors["ema"]
-        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
-        step = state["step"]
+    step = resume_run(found, config, FREE, network, ema, optimizer)
     log = RunLog(config.out, step)
     dump(config, config.out / "config.yaml")
 
-    started, seen, running = time.monotonic(), 0, None
+    # The shown loss is a running mean; its last value stands in the log.
+    running = log.rows[-1]["loss"] if log.rows else None
     while step < config.steps:
         # ---- one training step
         for group in optimizer.param_groups:
@@ -210,21 +206,13 @@ def main(config: Config) -> None:
             ema.update(network, step)
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        seen += config.batch
         value = loss.item()
         running = value if running is None else 0.98 * running + 0.02 * value
         # ---- once in a while: log, save
         if step % config.log_every == 0 or step == config.steps:
-            rate = seen / (time.monotonic() - started)
-            log.write(step, loss=running, images_per_second=round(rate, 1))
-            left = (config.steps - step) * config.batch / rate / 60
-            print(
-                f"step {step}/{config.steps}  loss {running:.4f}  {rate:.1f} images/s  {left:.0f} min left", flush=True
-            )
+            log.progress(step, config.steps, config.batch, loss=running)
         if step % config.save_every == 0 or step == config.steps:
-            optimizer_state = checkpoint.optimizer_tensors(optimizer)
-            tensors = {"model": network.state_dict(), "ema": ema.tensors, "optimizer": optimizer_state}
-            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+            save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
             log.plot(config.out / "curves.png")
     release = nn.ModuleDict(build_parts(config, cache.latent_channels, len(tokenizer), tokenizer))
     release.load_state_dict(network.state_dict())

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from depth_control import to_control
 from depth_model import DepthEstimator, DepthMap
 from depth_model.data.labeled import Pair, PairFolder
-from depth_model.data.order import generator
+from depth_model.data.order import generator, sample_at
 from depth_model.errors import InputError
+from depth_model.estimator import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class Config:
 def _fingerprint(config: Config) -> str:
     """Changes with the data and the models, not with where the cache is."""
     digest = hashlib.sha256((config.scenes / "index.json").read_bytes())
-    for folder in (config.vae, Path(config.depth_model)):
-        for file in sorted(folder.glob("*.safetensors")):
+    model = EMBEDDED if config.depth_model == "embedded" else Path(config.depth_model)
+    for path in (config.vae, model):
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        for file in files:
             digest.update(file.read_bytes())
-    digest.update(config.depth_model.encode() if config.depth_model in ("exact", "embedded") else b"")
+        if not files:  # a Hub id, or the exact depth
+            digest.update(config.depth_model.encode())
     return digest.hexdigest()
 
 
@@ -57,7 +61,7 @@ def _encode(vae: AutoencoderTiny, image: np.ndarray) -> Tensor:
     """Scaled latents float16 [2, C, h, w] of an image uint8 [H, W, 3] and of its mirror image."""
     both = np.stack([image, image[:, ::-1]]).astype(np.float32)
     pixels = torch.from_numpy(both).permute(0, 3, 1, 2) / 127.5 - 1
-    return (vae.encode(pixels).latents * vae.config.scaling_factor).half().contiguous()
+    return (vae.encode(pixels).latents * vae.config.scaling_factor).half()
 
 
 def _condition(estimator: DepthEstimator | None, pair: Pair) -> Tensor:
@@ -92,10 +96,15 @@ def main(config: Config) -> None:
         path = config.out / f"{name}.safetensors"
         if path.exists():
             continue
-        pairs = (folder.read(i) for i in tqdm(chosen, desc=name, mininterval=10))
-        latents, controls = zip(*((_encode(vae, p.image), _condition(estimator, p)) for p in pairs), strict=True)
+        scale = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        shape = (len(chosen), 2, vae.config.latent_channels, height // scale, width // scale)
+        latents = torch.empty(shape, dtype=torch.float16)
+        controls = torch.empty((len(chosen), height, width), dtype=torch.float16)
+        for n, i in enumerate(tqdm(chosen, desc=name, mininterval=10)):
+            pair = folder.read(i)
+            latents[n], controls[n] = _encode(vae, pair.image), _condition(estimator, pair)
         partial = path.with_suffix(".partial")
-        save_file({"latents": torch.stack(latents).contiguous(), "controls": torch.stack(controls)}, partial)
+        save_file({"latents": latents, "controls": controls}, partial)
         partial.rename(path)
     (config.out / "captions.json").write_text(json.dumps(captions))
 
@@ -127,7 +136,8 @@ class Cache:
         """Latents float32 [B, C, h, w], conditions float32 [B, 3, H, W] and captions of a step; mirrored at random."""
         rng = generator(self.seed, 4, step)
         tensors, captions = self.sizes[int(rng.choice(len(self.sizes), p=self.shares))]
-        chosen, mirrored = rng.integers(len(captions), size=size), rng.integers(2, size=size)
+        chosen = [sample_at(step * size + i, len(captions), self.seed)[1] for i in range(size)]
+        mirrored = rng.integers(2, size=size)
         latents = tensors["latents"][chosen, mirrored].float()
         controls = tensors["controls"][chosen].float()
         controls = torch.where(torch.from_numpy(mirrored == 1)[:, None, None], controls.flip(-1), controls)

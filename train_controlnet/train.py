@@ -5,7 +5,6 @@
 The same command goes on from the newest checkpoint. What a step sees depends on (seed, step) alone.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import nn
 
 from depth_model import checkpoint
-from depth_model.config import dump, jsonable
+from depth_model.config import dump
 from depth_model.data.order import generator
 from depth_model.errors import InputError
-from depth_model.training import Ema, RunLog, frozen_difference, learning_rate_factor, parameter_groups
+from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 from train_controlnet.diffusion import min_snr_loss, noised
 from train_controlnet.prepare import Cache
 
@@ -103,18 +102,12 @@ def main(config: Config) -> None:
         parameter_groups([(config.lr, network.parameters())], network, 0.01), betas=(0.9, 0.99)
     )
     ema = Ema(network, config.ema)
-    step = 0
-    if found is not None:
-        tensors, state = checkpoint.load_checkpoint(found)
-        frozen_difference(state["config"], jsonable(config), FREE)
-        network.load_state_dict(tensors["model"])
-        ema.tensors = tensors["ema"]
-        checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
-        step = state["step"]
+    step = resume_run(found, config, FREE, network, ema, optimizer)
     log = RunLog(config.out, step)
     dump(config, config.out / "config.yaml")
 
-    started, seen, running = time.monotonic(), 0, None
+    # The shown loss is a running mean; its last value stands in the log.
+    running = log.rows[-1]["loss"] if log.rows else None
     while step < config.steps:
         # ---- one training step
         for group in optimizer.param_groups:
@@ -140,21 +133,13 @@ def main(config: Config) -> None:
             ema.update(network, step)
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        seen += config.batch
         value = loss.item()
         running = value if running is None else 0.98 * running + 0.02 * value
         # ---- once in a while: log, save
         if step % config.log_every == 0 or step == config.steps:
-            rate = seen / (time.monotonic() - started)
-            log.write(step, loss=running, images_per_second=round(rate, 1))
-            left = (config.steps - step) * config.batch / rate / 60
-            print(
-                f"step {step}/{config.steps}  loss {running:.4f}  {rate:.1f} images/s  {left:.0f} min left", flush=True
-            )
+            log.progress(step, config.steps, config.batch, loss=running)
         if step % config.save_every == 0 or step == config.steps:
-            optimizer_state = checkpoint.optimizer_tensors(optimizer)
-            tensors = {"model": network.state_dict(), "ema": ema.tensors, "optimizer": optimizer_state}
-            checkpoint.save_checkpoint(config.out / "checkpoints", step, tensors, {"config": jsonable(config)})
+            save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
             log.plot(config.out / "curves.png")
     ema.load_into(network)
     network.half().eval().save_pretrained(config.out / "model")

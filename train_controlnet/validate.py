@@ -1,6 +1,6 @@
 """How well a depth ControlNet is obeyed: pictures for fixed photos, prompts and seeds, and their pooled fidelity.
 
-    python -m train_controlnet.validate --images DIR --count 24 --control-scales 1 0
+python -m train_controlnet.validate --images DIR --count 24 --control-scales 1 0
 """
 
 import json
@@ -107,4 +107,10 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda argv: main(parse(Config, argv, "train_controlnet.validate")), sys.argv[1:], "train_controlnet.validate"))
+    sys.exit(
+        run(
+            lambda argv: main(parse(Config, argv, "train_controlnet.validate")),
+            sys.argv[1:],
+            "train_controlnet.validate",
+        )
+    )

@@ -1,7 +1,8 @@
 """Labelled images: folders in the RGB-D pair format, and how a pair becomes a training sample."""
 
 import json
-from collections.abc import Iterator
+import zipfile
+import zlib
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from PIL import Image
 
 from depth_model.data.order import generator
 from depth_model.data.perturb import colour_jitter
+from depth_model.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from depth_model.errors import InputError
 from depth_model.images import open_image
 
-MEAN = np.float32((0.485, 0.456, 0.406))
-STD = np.float32((0.229, 0.224, 0.225))
+_MEAN, _STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class PairFolder:
             raise InputError(f"{index}: cannot be read ({error.strerror}); a pair folder needs this file") from error
         except ValueError as error:
             raise InputError(f"{index}: not JSON ({error})") from error
+        if not isinstance(self.rows, list) or not all(isinstance(row, dict) for row in self.rows):
+            raise InputError(f"{index}: must be a list with an object for each pair")
         for i, row in enumerate(self.rows):
             if missing := {"file", "depth_file", "kind"} - row.keys():
                 raise InputError(f"{index}: row {i} lacks {', '.join(sorted(missing))}")
@@ -83,7 +86,7 @@ class PairFolder:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 depth, valid = arrays["depth"].astype(np.float32), arrays["valid"].astype(bool)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: not a readable depth file ({error})") from error
         if depth.shape != image.shape[:2] or valid.shape != depth.shape:
             raise InputError(f"{path}: depth is {depth.shape}, the image is {image.shape[:2]}")
@@ -121,9 +124,9 @@ class LabeledSamples(torch.utils.data.Dataset):
     """Several folders as one set, each repeated as often as asked; keys are (step, epoch, index) from `order.batches`.
 
     A sample is a dictionary: pixel_values float32 [3, h, w], disparity float32 [h, w] scaled to [0, 1] over its valid
-    pixels (V1 section 3.1), valid bool [h, w]. Height and width depend on the step alone, so that a batch has one size.
-    A pair that cannot be read is replaced by an all-invalid sample, which contributes nothing, and is listed in
-    `skipped`.
+    pixels (V1 section 3.1), valid bool [h, w], and problem, empty as a rule. Height and width depend on the step
+    alone, so that a batch has one size. A pair that cannot be read is replaced by an all-invalid sample, which
+    contributes nothing, and its `problem` says why (a loader's worker processes can tell in no other way).
     """
 
     def __init__(
@@ -137,31 +140,28 @@ class LabeledSamples(torch.utils.data.Dataset):
         self.entries = [(folder, i) for folder, repeat in folders for _ in range(repeat) for i in range(len(folder))]
         self.sizes, self.seed, self.least_crop, self.jitter = sizes, seed, least_crop, jitter
         self.memory: dict[tuple[int, int], Pair] = {}
-        self.skipped: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _read(self, index: int) -> Pair | None:
+    def _read(self, index: int) -> Pair:
         folder, i = self.entries[index]
         key = (id(folder), i)
         if key not in self.memory:
-            try:
-                pair = folder.read(i)
-            except InputError as error:
-                self.skipped[str(Path(folder.folder) / folder.rows[i]["file"])] = str(error)
-                return None
+            pair = folder.read(i)
             self.memory[key] = Pair(pair.name, pair.image, pair.disparity.astype(np.float16), pair.valid)
         return self.memory[key]
 
-    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor | str]:
         step, epoch, index = key
         height, width = self.sizes[int(generator(self.seed, 1, step).integers(len(self.sizes)))]
         rng = generator(self.seed, 2, epoch, index)
-        pair = self._read(index)
-        if pair is None:
+        try:
+            pair = self._read(index)
+        except InputError as error:
             blank = torch.zeros(height, width)
-            return {"pixel_values": torch.zeros(3, height, width), "disparity": blank, "valid": blank.bool()}
+            pixels = torch.zeros(3, height, width)
+            return {"pixel_values": pixels, "disparity": blank, "valid": blank.bool(), "problem": str(error)}
         crop = random_crop(pair, height, width, self.least_crop, rng)
         image = colour_jitter(crop.image.astype(np.float32) / 255, self.jitter, rng)
         disparity, valid = crop.disparity.astype(np.float32), crop.valid
@@ -169,13 +169,8 @@ class LabeledSamples(torch.utils.data.Dataset):
             low, high = disparity[valid].min(), disparity[valid].max()
             disparity = np.where(valid, (disparity - low) / max(high - low, 1e-8), 0)
         return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(((image - MEAN) / STD).transpose(2, 0, 1))),
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(((image - _MEAN) / _STD).transpose(2, 0, 1))),
             "disparity": torch.from_numpy(np.ascontiguousarray(disparity, dtype=np.float32)),
             "valid": torch.from_numpy(np.ascontiguousarray(valid)),
+            "problem": "",
         }
-
-
-def read_all(folder: PairFolder, limit: int) -> Iterator[Pair]:
-    """The first `limit` readable pairs of a folder."""
-    for i in range(min(limit, len(folder))):
-        yield folder.read(i)

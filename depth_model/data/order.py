@@ -30,12 +30,14 @@ def permute(position: int, size: int, seed: int, epoch: int) -> int:
         raise ValueError(f"position {position} is outside an epoch of {size} samples")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    keys = [_mix(_mix(seed & 0xFFFFFFFFFFFFFFFF, epoch), r) for r in range(_ROUNDS)]
+    # Each number is mixed in on its own: seed + epoch alike must not give the order alike.
+    key = _mix(_mix(seed & 0xFFFFFFFFFFFFFFFF, 0), epoch)
+    keys = [_mix(key, r) for r in range(_ROUNDS)]
     value = position
     while True:
         left, right = value >> half, value & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right, round_key) & mask)
         value = left << half | right
         if value < size:
             return value

@@ -81,6 +81,19 @@ def test_a_cut_off_checkpoint_is_written_anew(tmp_path):
     assert (tensors["model"]["weight"] == 2).all()
 
 
+@pytest.mark.parametrize("how", ["no marker", "one bit flipped"])
+def test_a_run_that_resumed_before_a_damaged_checkpoint_replaces_it(how, tmp_path):
+    save(tmp_path, 2, keep=1)
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "copy")
+    spoil(save(tmp_path, 4, keep=1), how)
+    (tmp_path / "copy").rename(tmp_path / "step-00000002")
+    save(tmp_path, 3, keep=1)
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step-00000003"
+    spoil(save(tmp_path, 4, keep=1), how)
+    save(tmp_path, 4, keep=1)
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step-00000004"
+
+
 def test_a_failure_while_writing_leaves_the_older_one(tmp_path):
     save(tmp_path, 1, keep=1)
     before = {file.name: file.read_bytes() for file in (tmp_path / "step-00000001").iterdir()}

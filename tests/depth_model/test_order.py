@@ -79,3 +79,8 @@ def test_a_batch_that_processes_cannot_share_is_an_error():
 def test_draws_belong_to_their_position():
     assert generator(1, 2, 3).random() == generator(1, 2, 3).random()
     assert len({generator(*key).random() for key in [(1, 2, 3), (1, 3, 2), (2, 2, 3), (1, 2), (1, 2, 4)]}) == 5
+
+
+def test_seed_and_epoch_are_not_interchangeable():
+    orders = {tuple(permute(i, 50, seed, epoch) for i in range(50)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25

@@ -35,7 +35,7 @@ def picture(*parts, height=65, width=65, fov=np.pi / 2):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [draw_scene(3, index, 64, 80) for index in range(24)]
+    return [draw_scene(3, index, 64, 80) for index in range(16)]
 
 
 def test_a_scene_is_a_function_of_seed_and_index(scenes):
@@ -123,7 +123,7 @@ PLACE = re.compile(rf"(?:^|in |on )(?:an? )?(?:empty )?({'|'.join(MATERIALS)}) (
 
 
 def test_captions_state_what_is_seen():
-    drawn = [draw_scene(8, index, 32, 32) for index in range(120)]
+    drawn = [draw_scene(8, index, 32, 32) for index in range(60)]
     assert {scene["light"] for scene in drawn} == set(LIGHTS)
     placed = 0
     for scene in drawn:
@@ -135,7 +135,7 @@ def test_captions_state_what_is_seen():
             assert place[2] == scene["ground"]
         if named := [light for light in LIGHTS if light in caption.split()]:
             assert named == [scene["light"]]
-    assert placed > 70, "most captions name the ground and its material"
+    assert placed > 35, "most captions name the ground and its material"
     assert {material for material in MATERIALS if any(material in s["caption"] for s in drawn)} == set(MATERIALS)
 
 

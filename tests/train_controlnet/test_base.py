@@ -1,0 +1,97 @@
+"""Joint training of the small base and a ControlNet."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from depth_model.errors import InputError
+from tests.train_controlnet.runs import assert_same_run, killed_at, rows, same
+from train_controlnet.base import build_scheduler, coarsen, main
+from train_controlnet.diffusion import min_snr_loss, noised
+
+
+def test_a_killed_run_goes_on_bit_for_bit(base_config, base_model, tmp_path):
+    killed = killed_at(base_config.out, tmp_path / "killed", 2, 4)
+    main(replace(base_config, out=killed, resume="must"))
+    assert_same_run(base_config.out, killed, 4)
+    for part in ("unet", "controlnet"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        assert same(base_model / file, killed / "model" / file)
+    assert [row["step"] for row in rows(killed)] == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="lr: the run was started with 0.0008, now it is 0.1"):
+        main(replace(base_config, out=killed, lr=0.1))
+
+
+def test_training_changes_every_part(base_model):
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(base_model)
+    # These start at zero, so they say whether the optimiser ever reached the part.
+    assert any(p.abs().sum() > 0 for p in pipe.controlnet.controlnet_down_blocks.parameters())
+    assert pipe.unet.conv_out.bias.abs().sum() > 0
+    assert any("bias" in n and p.abs().sum() > 0 for n, p in pipe.text_encoder.named_parameters())
+
+
+def test_the_folder_opens_in_stock_diffusers_and_draws(base_model):
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(base_model, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    depth = torch.linspace(0, 1, 64).expand(1, 3, 48, 64)
+    draws = {"num_inference_steps": 2, "output_type": "np", "height": 48, "width": 64}
+    image = pipe("brick boxes in a gold room", image=depth, generator=torch.manual_seed(0), **draws).images[0]
+    assert image.shape == (48, 64, 3) and np.isfinite(image).all()
+    assert pipe.scheduler.config.prediction_type == "v_prediction" and pipe.scheduler.config.rescale_betas_zero_snr
+    parts = {name: part for name, part in pipe.components.items() if name not in ("controlnet", "image_encoder")}
+    plain = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    plain.set_progress_bar_config(disable=True)
+    assert np.isfinite(plain("gold", **draws).images[0]).all()
+
+
+def test_weights_are_half_precision_safetensors(base_model):
+    files = {file.suffix for file in base_model.rglob("*") if file.is_file()}
+    assert ".safetensors" in files and not files & {".bin", ".pt", ".pkl", ".ckpt"}
+    weights = [load_file(base_model / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")]
+    assert {w.dtype for group in weights for w in group.values()} == {torch.float16}
+
+
+def test_a_missing_cache_is_refused(base_config, tmp_path):
+    with pytest.raises(InputError, match="no complete cache"):
+        main(replace(base_config, cache=tmp_path, out=tmp_path / "run"))
+
+
+def test_noise_and_target_agree():
+    scheduler, latents = build_scheduler(), torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    noisy, timesteps, target = noised(latents, scheduler, seed=1, step=5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(noised(latents, scheduler, 1, 5), (noisy, timesteps, target), strict=True)
+    )
+    assert not torch.equal(noised(latents, scheduler, 1, 6)[0], noisy)
+    assert (timesteps.diff() > 0).all() and timesteps.min() < 1000 / 6 and timesteps.max() >= 5000 / 6
+    # x = sqrt(a) x_t - sqrt(1 - a) v for v-prediction.
+    a = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+    torch.testing.assert_close(a.sqrt() * noisy - (1 - a).sqrt() * target, latents, atol=1e-4, rtol=1e-4)
+
+
+def test_min_snr_weighs_clean_steps_down():
+    scheduler = build_scheduler()
+    zero, one = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    weights = [min_snr_loss(one, zero, scheduler, torch.tensor([t]), 5.0).item() for t in range(0, 1000, 111)]
+    snr = [(a / (1 - a).clamp(min=1e-8)).item() for a in scheduler.alphas_cumprod[::111]]
+    assert weights == pytest.approx([max(min(s, 5) / (s + 1), 0.05) for s in snr], rel=1e-4)
+    assert min_snr_loss(one, zero, scheduler, torch.tensor([999]), 5.0) > 0, "sampling starts there"
+    assert min_snr_loss(one, zero, scheduler, torch.tensor([3]), 0.0) == 1
+
+
+def test_coarse_conditions_keep_their_mean_and_lose_detail():
+    control = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    coarse = coarsen(control, 4)
+    assert coarse.shape == control.shape and torch.equal(coarsen(control, 1), control)
+    assert coarse.mean().item() == pytest.approx(control.mean().item(), abs=0.02) and coarse.std() < 0.5 * control.std()
+
+
+@pytest.mark.slow
+def test_training_learns(base_config, tmp_path):
+    main(replace(base_config, out=tmp_path / "run", steps=150, batch=8, save_every=150))
+    losses = [row["loss"] for row in rows(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
