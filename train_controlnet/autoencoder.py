@@ -2,10 +2,10 @@
 
     depth-control train-autoencoder --images runs/scenes --out runs/autoencoder
 
-The encoder is not trained: it projects each 8 x 8 patch on the principal components of the images' patches, written as the
-strided convolutions of the stock class. That is the best linear code there is, it is known after a minute, and the base can
-learn on its latents while the decoder is still training. The decoder learns from latents with some noise, so that it forgives
-the errors of a small diffusion model.
+The encoder is not trained: it projects each 8 x 8 patch on the principal components of the images' patches, written as
+the strided convolutions of the stock class. That is the best linear code there is, it is known after a minute, and the
+base can learn on its latents while the decoder is still training. The decoder learns from latents with some noise, so
+that it forgives the errors of a small diffusion model.
 """
 
 from dataclasses import dataclass
@@ -97,8 +97,9 @@ class Crops(torch.utils.data.Dataset):
 def principal_encoder(model: AutoencoderTiny, images: list[Tensor], whitening: float) -> None:
     """Writes the projection of 8 x 8 patches on their principal components into the encoder of `model`, in place.
 
-    The encoder has no residual blocks, so it is linear: a 3 x 3 layer that copies the colours, three of stride 2, of which the
-    first two gather 2 x 2 pixels into channels and the third projects, and one that keeps the components and centres them.
+    The encoder has no residual blocks, so it is linear: a 3 x 3 layer that copies the colours, three of stride 2, of
+    which the first two gather 2 x 2 pixels into channels and the third projects, and one that keeps the components and
+    centres them.
 
     Args:
         images: [1, 3, H, W] in [-1, 1], sides multiples of 8. whitening: see `Config`.
@@ -140,8 +141,8 @@ def layer_stack(image: Tensor, layers: tuple[nn.Module, ...]) -> Tensor:
 def initialise_decoder(model: AutoencoderTiny) -> None:
     """Draws decoder weights under which signals keep their size, in place; residual blocks start as the identity.
 
-    torch's default shrinks signals at every layer, and a stack as deep as this without normalisation then learns nothing but
-    blurred colours for thousands of steps.
+    torch's default shrinks signals at every layer, and a stack as deep as this without normalisation then learns
+    nothing but blurred colours for thousands of steps.
     """
     for module in model.decoder.modules():
         if isinstance(module, nn.Conv2d):
