@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from depth_model.errors import InputError
@@ -142,6 +142,45 @@ def initialise_decoder(model: DepthAnythingForDepthEstimation) -> None:
     nn.init.normal_(model.head.conv3.weight, std=0.2 * model.config.head_hidden_size**-0.5)
     if model.config.depth_estimation_type == "relative":
         nn.init.ones_(model.head.conv3.bias)
+
+
+@torch.no_grad()
+def initialise_encoder(model: DepthAnythingForDepthEstimation) -> None:
+    """Draw encoder weights from which a small transformer learns without pretraining, in place.
+
+    Mimetic initialisation (2305.09828, section 3): per head W_Q^T W_K is about 0.7 Z + 0.7 I, so that tokens begin by
+    looking at tokens like themselves, and W_O W_V is about 0.4 Z - 0.4 I, with Z normal of variance 1 / width; position
+    embeddings are sinusoids, so that likeness means nearness. From the stock initialisation our `tiny` drew the mean
+    map for 30,000 images and more.
+    """
+    config = model.config.backbone_config
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = width // heads
+
+    def near_identity(noise: float, identity: float) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.linalg.svd(noise * torch.randn(width, width) * width**-0.5 + identity * torch.eye(width))
+
+    for layer in model.backbone.encoder.layer:
+        attention = layer.attention
+        for head in range(heads):
+            left, values, right = near_identity(0.7, 0.7)
+            rows, scale = slice(head * size, (head + 1) * size), values[:size].sqrt()
+            attention.q_proj.weight[rows] = (left[:, :size] * scale).T
+            attention.k_proj.weight[rows] = scale[:, None] * right[:size]
+        left, values, right = near_identity(0.4, -0.4)
+        attention.o_proj.weight.copy_(left * values.sqrt())
+        attention.v_proj.weight.copy_(values.sqrt()[:, None] * right)
+    grid = config.image_size // config.patch_size
+    model.backbone.embeddings.position_embeddings[:, 1:] = _sinusoids(grid, width)
+
+
+def _sinusoids(grid: int, width: int) -> Tensor:
+    """Position embeddings [1, grid * grid, width]: a quarter each of sines and cosines of x and of y."""
+    frequencies = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(grid)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = waves[:, None].expand(grid, grid, -1), waves[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], -1).reshape(1, grid * grid, -1)
 
 
 def check_finite(model: nn.Module, source: str | Path) -> None:

@@ -23,7 +23,7 @@ from depth_model.errors import InputError
 from depth_model.estimator import DepthEstimator
 from depth_model.losses import affine_invariant_loss, gradient_matching_loss
 from depth_model.metrics import relative_depth_metrics
-from depth_model.modeling import PRESETS, build_model
+from depth_model.modeling import PRESETS, build_model, initialise_encoder
 from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
@@ -157,7 +157,9 @@ def _network(config: Config) -> DepthAnythingForDepthEstimation:
     """The network with the weights that training starts from."""
     torch.manual_seed(config.seed)
     network = build_model(config.preset, config.version)
-    if config.init is not None:
+    if config.init is None:
+        initialise_encoder(network)
+    else:
         weights = DepthEstimator.from_pretrained(config.init, device="cpu").model.state_dict()
         try:
             network.load_state_dict(weights)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from depth_model.errors import InputError
-from depth_model.modeling import PRESETS, build_model, model_config
+from depth_model.modeling import PRESETS, build_model, initialise_encoder, model_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -47,3 +47,17 @@ def test_metric_model_stays_below_its_range():
     depth = build_model("tiny", depth_estimation_type="metric", max_depth=20).eval()(torch.randn(1, 3, 56, 70))
     assert depth.predicted_depth.shape == (1, 56, 70)
     assert 0 < depth.predicted_depth.min() and depth.predicted_depth.max() < 20
+
+
+def test_mimetic_start_looks_at_near_tokens_first():
+    torch.manual_seed(0)
+    model = build_model("tiny")
+    initialise_encoder(model)
+    model.set_attn_implementation("eager")
+    pixels = torch.zeros(1, 3, 112, 112)
+    attention = model.backbone(pixels, output_attentions=True).attentions[0][0].mean(0)[1:, 1:]
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    place = torch.stack([rows.flatten(), columns.flatten()], 1).float()
+    distance = torch.cdist(place, place)
+    near, far = attention[distance < 1.5].mean(), attention[distance > 4].mean()
+    assert near > 1.5 * far

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from depth_model.errors import InputError
 from tests.train_controlnet.runs import assert_same_run, killed_at, rows, same
-from train_controlnet.base import build_scheduler, coarsen, main
+from train_controlnet.base import build_parts, build_scheduler, coarsen, main
 from train_controlnet.diffusion import min_snr_loss, noised
 
 
@@ -22,14 +23,14 @@ def test_a_killed_run_goes_on_bit_for_bit(base_config, base_model, tmp_path):
         file = f"{part}/diffusion_pytorch_model.safetensors"
         assert same(base_model / file, killed / "model" / file)
     assert [row["step"] for row in rows(killed)] == [1, 2, 3, 4]
-    with pytest.raises(InputError, match="lr: the run was started with 0.0008, now it is 0.1"):
+    with pytest.raises(InputError, match=f"lr: the run was started with {base_config.lr}, now it is 0.1"):
         main(replace(base_config, out=killed, lr=0.1))
 
 
 def test_training_changes_every_part(base_model):
     pipe = StableDiffusionControlNetPipeline.from_pretrained(base_model)
-    # These start at zero, so they say whether the optimiser ever reached the part.
-    assert any(p.abs().sum() > 0 for p in pipe.controlnet.controlnet_down_blocks.parameters())
+    # Biases start at zero, so they say whether the optimiser ever reached the part.
+    assert any(block.bias.abs().sum() > 0 for block in pipe.controlnet.controlnet_down_blocks)
     assert pipe.unet.conv_out.bias.abs().sum() > 0
     assert any("bias" in n and p.abs().sum() > 0 for n, p in pipe.text_encoder.named_parameters())
 
@@ -53,6 +54,31 @@ def test_weights_are_half_precision_safetensors(base_model):
     assert ".safetensors" in files and not files & {".bin", ".pt", ".pkl", ".ckpt"}
     weights = [load_file(base_model / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae")]
     assert {w.dtype for group in weights for w in group.values()} == {torch.float16}
+
+
+def test_a_run_can_start_from_an_earlier_one(base_config, base_model, tmp_path):
+    later = replace(base_config, init=base_model, out=tmp_path / "later", lr=1e-9, steps=1)
+    main(later)
+    file = "unet/diffusion_pytorch_model.safetensors"
+    before, after = load_file(base_model / file), load_file(later.out / "model" / file)
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-5) for name in before)
+    words = "brick boxes in a gold room"
+    tokenizers = [CLIPTokenizer.from_pretrained(folder / "tokenizer") for folder in (base_model, later.out / "model")]
+    assert tokenizers[0](words).input_ids == tokenizers[1](words).input_ids
+    with pytest.raises(InputError, match="unet does not fit"):
+        main(replace(later, out=tmp_path / "wider", channels=(64, 64)))
+    with pytest.raises(InputError, match="no tokenizer"):
+        main(replace(later, out=tmp_path / "none", init=tmp_path))
+
+
+def test_a_new_controlnet_acts_from_the_first_step(base_config, base_model):
+    tokenizer = CLIPTokenizer.from_pretrained(base_model / "tokenizer")
+    torch.manual_seed(0)
+    net = build_parts(base_config, 4, len(tokenizer), tokenizer)["controlnet"].eval()
+    noisy, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, base_config.text_width)
+    with torch.no_grad():
+        near, far = (net(noisy, 10, text, torch.full((1, 3, 64, 64), c)).mid_block_res_sample for c in (0.0, 1.0))
+    assert (near - far).abs().max() > 1e-3
 
 
 def test_a_missing_cache_is_refused(base_config, tmp_path):
