@@ -124,13 +124,13 @@ def build_parts(
 def open_control(controlnet: ControlNetModel) -> None:
     """Draws weights under which the condition acts from the first step, in place.
 
-    Zero convolutions keep a new ControlNet from disturbing a trained base (2302.05543, section 3.2), and torch's default
-    shrinks the condition a thousandfold on its way through the embedding's layers. Here base and ControlNet begin
-    together, and both only delay: after 12,000 images the condition still had no effect at all.
+    Zero convolutions keep a new ControlNet from disturbing a trained base (2302.05543, section 3.2), and torch's
+    default shrinks the condition a thousandfold on its way through the embedding's layers. Here base and ControlNet
+    begin together, and both only delay: after 12,000 images the condition still had no effect at all.
     """
     embedding = controlnet.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
-        # SiLU nearly halves small signals; with this gain the embedding ends at about the size of the noisy latents.
+        # SiLU nearly halves small signals; with this gain they reach the end at a size that the encoder sees.
         nn.init.normal_(layer.weight, std=1.7 * (layer.in_channels * 9) ** -0.5)
         nn.init.zeros_(layer.bias)
     for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):

@@ -38,7 +38,7 @@ class Config:
     """Share of the captions replaced by the empty one, drawn anew each step."""
     steps: int = 2000
     """Optimiser steps in all."""
-    batch: int = 32
+    batch: int = 16
     """Images in a batch."""
     lr: float = 3e-4
     """Peak learning rate; linear decay."""

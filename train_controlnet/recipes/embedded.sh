@@ -1,5 +1,5 @@
 #!/bin/sh
-# The packaged image models: scenes -> autoencoder -> base with a joint ControlNet -> ControlNet on the frozen base.
+# The packaged image models: autoencoder -> base with a joint ControlNet -> ControlNet on the frozen base.
 #
 #   train_controlnet/recipes/embedded.sh [--out runs] [--install DIR]
 #
@@ -16,18 +16,20 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-depth-control train-autoencoder --images "$out/scenes" --out "$out/autoencoder" --steps 1500 --batch 16 --save-every 500
+vae="$out/autoencoder/model"
 prepare() {
-    depth-control prepare-controlnet --scenes "$out/scenes" --vae "$out/autoencoder/model" "$@"
+    depth-control prepare-controlnet --scenes "$out/scenes" --vae "$vae" "$@"
 }
+depth-control train-autoencoder --images "$out/scenes" --out "$out/autoencoder"
+# The base learns geometry from the scenes' true depth, the ControlNet then from what our estimator makes of them.
 prepare --depth-model exact --out "$out/cache-exact"
-depth-control train-base --cache "$out/cache-exact" --vae "$out/autoencoder/model" --out "$out/base"
+depth-control train-base --cache "$out/cache-exact" --vae "$vae" --out "$out/base" --steps 2000
 prepare --depth-model "$out/depth/model" --out "$out/cache"
-depth-control train-controlnet --base "$out/base/model" --cache "$out/cache" --out "$out/controlnet"
+depth-control train-controlnet --base "$out/base/model" --cache "$out/cache" --out "$out/controlnet" --steps 1000
 
 if [ -n "$install" ]; then
     mkdir -p "$install"
     cp -r "$out/base/model/." "$install/"
     cp "$out/controlnet/model/"* "$install/controlnet/"
-    echo '{"guidance_scale": 3.0}' > "$install/generate.json"
+    echo '{"guidance_scale": 2.0}' > "$install/generate.json"
 fi
