@@ -174,6 +174,29 @@ def initialise_encoder(model: DepthAnythingForDepthEstimation) -> None:
     model.backbone.embeddings.position_embeddings[:, 1:] = _sinusoids(grid, width)
 
 
+@torch.no_grad()
+def initialise_patch_embedding(model: DepthAnythingForDepthEstimation, images: list[Tensor]) -> None:
+    """Make the patch embedding a projection on the principal components of the patches of some images, in place.
+
+    Components are divided by the square root of their standard deviation, halfway to whitening: a random projection of
+    patches is nearly all mean colour, and edges, which tell depth, wait long for their turn.
+
+    Args:
+        model: untrained network.
+        images: normalised images [3, h, w], sides multiples of 14; a few thousand patches in all.
+    """
+    layer = model.backbone.embeddings.patch_embeddings.projection
+    patches = torch.cat([nn.functional.unfold(image, PATCH, stride=PATCH).T for image in images]).double()
+    mean = patches.mean(0)
+    variance, basis = torch.linalg.eigh((patches - mean).mT @ (patches - mean) / len(patches))
+    kept = torch.arange(len(mean) - 1, len(mean) - 1 - layer.out_channels, -1)
+    basis = basis[:, kept] / variance[kept].clamp(min=1e-12) ** 0.25
+    # As strong as the sinusoids of the position embeddings.
+    basis *= (0.5 / ((patches - mean) @ basis).square().mean()).sqrt()
+    layer.weight.copy_(basis.T.reshape(layer.weight.shape))
+    layer.bias.copy_(-(mean @ basis))
+
+
 def _sinusoids(grid: int, width: int) -> Tensor:
     """Position embeddings [1, grid * grid, width]: a quarter each of sines and cosines of x and of y."""
     frequencies = 10000.0 ** -(torch.arange(width // 4) / (width // 4))

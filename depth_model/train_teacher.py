@@ -7,6 +7,7 @@ The same command goes on from the newest checkpoint. What a step sees depends on
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from depth_model.errors import InputError
 from depth_model.estimator import DepthEstimator
 from depth_model.losses import affine_invariant_loss, gradient_matching_loss
 from depth_model.metrics import relative_depth_metrics
-from depth_model.modeling import PRESETS, build_model, initialise_encoder
+from depth_model.modeling import PRESETS, build_model, initialise_encoder, initialise_patch_embedding
+from depth_model.muon import Muon, muon_groups
 from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
@@ -65,8 +67,10 @@ class Config:
     """Smallest crop, as a share of the largest that fits; 0 to 1."""
     jitter: float = 0.0
     """Strength of brightness, contrast and saturation changes, 0 to 1. The paper mirrors labelled images only."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, as in the paper, or muon, which learns faster from random weights."""
     encoder_lr: float = 5e-6
-    """Peak learning rate of the encoder. From scratch it needs about 5e-4."""
+    """Peak learning rate of the encoder. From random weights it needs about 5e-4, with muon 2e-3."""
     decoder_lr: float = 5e-5
     """Peak learning rate of neck and head."""
     warmup: int = 0
@@ -153,12 +157,14 @@ def _folders(config: Config) -> tuple[list[tuple[PairFolder, int]], PairFolder |
     return folders, held_out[0] if held_out and config.pairs_holdout else None
 
 
-def _network(config: Config) -> DepthAnythingForDepthEstimation:
+def _network(config: Config, samples: LabeledSamples) -> DepthAnythingForDepthEstimation:
     """The network with the weights that training starts from."""
     torch.manual_seed(config.seed)
     network = build_model(config.preset, config.version)
     if config.init is None:
         initialise_encoder(network)
+        first = batches(len(samples), 256, config.seed, 0, 1)
+        initialise_patch_embedding(network, [samples[key]["pixel_values"] for key in next(first)])
     else:
         weights = DepthEstimator.from_pretrained(config.init, device="cpu").model.state_dict()
         try:
@@ -171,10 +177,11 @@ def _network(config: Config) -> DepthAnythingForDepthEstimation:
     return network.train()
 
 
-def _optimizer(config: Config, network: DepthAnythingForDepthEstimation) -> torch.optim.AdamW:
+def _optimizer(config: Config, network: DepthAnythingForDepthEstimation) -> torch.optim.Optimizer:
     decoder = [*network.neck.parameters(), *network.head.parameters()]
     rates = [(config.encoder_lr, network.backbone.parameters()), (config.decoder_lr, decoder)]
-    return torch.optim.AdamW(parameter_groups(rates, network, config.weight_decay))
+    groups = parameter_groups(rates, network, config.weight_decay)
+    return Muon(muon_groups(groups, network)) if config.optimizer == "muon" else torch.optim.AdamW(groups)
 
 
 def _check(config: Config) -> None:
@@ -202,7 +209,7 @@ def main(config: Config) -> None:
     lower_bound = config.lower_bound or PRESETS[config.preset].lower_bound
     sizes = [network_size(round(1000 / a), 1000, lower_bound) for a in config.aspects]
     samples = LabeledSamples(folders, sizes, config.seed, config.least_crop, config.jitter)
-    network = _network(config).to(accelerator.device, memory_format=torch.channels_last)
+    network = _network(config, samples).to(accelerator.device, memory_format=torch.channels_last)
     optimizer = _optimizer(config, network)
     ema = Ema(network, config.ema)
     step = resume_run(found, config, FREE, network, ema, optimizer)

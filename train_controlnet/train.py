@@ -44,8 +44,8 @@ class Config:
     """Peak learning rate; linear decay."""
     warmup: int = 50
     """Steps of linear warm-up."""
-    snr_gamma: float = 5.0
-    """Min-SNR weighting; 0 turns it off."""
+    snr_gamma: float = 0.0
+    """Min-SNR weighting; 0 turns it off. It takes its weight from the noisiest steps, where the layout arises."""
     ema: float = 0.998
     """Decay of the averaged weights that become the released model."""
     seed: int = 1

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from depth_model.errors import InputError
-from depth_model.modeling import PRESETS, build_model, initialise_encoder, model_config
+from depth_model.modeling import PRESETS, build_model, initialise_encoder, initialise_patch_embedding, model_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -61,3 +61,18 @@ def test_mimetic_start_looks_at_near_tokens_first():
     distance = torch.cdist(place, place)
     near, far = attention[distance < 1.5].mean(), attention[distance > 4].mean()
     assert near > 1.5 * far
+
+
+def test_patch_embedding_starts_as_principal_components():
+    torch.manual_seed(0)
+    model = build_model("tiny")
+    smooth = [F.interpolate(torch.randn(1, 3, 20, 24), size=(140, 168), mode="bicubic")[0] for _ in range(12)]
+    initialise_patch_embedding(model, smooth)
+    layer = model.backbone.embeddings.patch_embeddings.projection
+    tokens = torch.cat([layer(image).flatten(1).T for image in smooth])
+    assert tokens.mean(0).abs().max() < 1e-3
+    covariance = tokens.T @ tokens / len(tokens)
+    spread = covariance.diag().sqrt()
+    assert (covariance / spread.outer(spread) - torch.eye(len(spread))).abs().max() < 0.05
+    assert (spread[:-1] >= spread[1:] - 1e-4).all()
+    assert 0.6 < tokens.square().mean().sqrt() < 0.8
