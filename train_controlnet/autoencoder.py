@@ -26,6 +26,7 @@ from depth_model.config import dump
 from depth_model.data.order import batches, generator
 from depth_model.errors import InputError
 from depth_model.images import list_images, open_image
+from depth_model.muon import Muon, muon_groups
 from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
@@ -47,12 +48,12 @@ class Config:
     """Side of the random training crops, pixels."""
     noise: float = 0.05
     """Standard deviation of the noise added to latents before decoding."""
-    steps: int = 1500
+    steps: int = 2400
     """Optimiser steps in all."""
     batch: int = 16
     """Crops in a batch."""
-    lr: float = 2.5e-3
-    """Peak learning rate; linear decay."""
+    lr: float = 5e-3
+    """Peak learning rate of Muon; linear decay."""
     seed: int = 0
     """Seed of weights, order, crops and noise."""
     save_every: int = 1000
@@ -210,9 +211,7 @@ def main(config: Config) -> None:
         _finish(network, files, config.out / "untrained", config.out / "grid.png")
     network.encoder.requires_grad_(False)
     network.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        parameter_groups([(config.lr, network.decoder.parameters())], network, 1e-4), betas=(0.9, 0.99)
-    )
+    optimizer = Muon(muon_groups(parameter_groups([(config.lr, network.decoder.parameters())], network, 1e-4), network))
     ema = Ema(network, 0.998)
     step = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The packaged image models: autoencoder -> base with a joint ControlNet -> ControlNet on the frozen base.
+# The packaged image models: autoencoder -> base and ControlNet, trained together, on exact and then on estimated depth.
 #
 #   train_controlnet/recipes/embedded.sh [--out runs] [--install DIR]
 #
@@ -20,16 +20,18 @@ vae="$out/autoencoder/model"
 prepare() {
     depth-control prepare-controlnet --scenes "$out/scenes" --vae "$vae" "$@"
 }
+train() {
+    depth-control train-base --vae "$vae" --batch 16 --save-every 100 --log-every 20 "$@"
+}
 depth-control train-autoencoder --images "$out/scenes" --out "$out/autoencoder"
-# The base learns geometry from the scenes' true depth, the ControlNet then from what our estimator makes of them.
+# Base and ControlNet learn geometry from the scenes' true depth, then from what our estimator makes of them.
 prepare --depth-model exact --out "$out/cache-exact"
-depth-control train-base --cache "$out/cache-exact" --vae "$vae" --out "$out/base" --steps 2000
+train --cache "$out/cache-exact" --out "$out/base-exact" --steps 2200 --cooldown 0 --warmup 100
 prepare --depth-model "$out/depth/model" --out "$out/cache"
-depth-control train-controlnet --base "$out/base/model" --cache "$out/cache" --out "$out/controlnet" --steps 1000
+train --cache "$out/cache" --out "$out/base" --init "$out/base-exact/model" --steps 2200 --warmup 20 --cooldown 0.6 --coarsest 1
 
 if [ -n "$install" ]; then
     mkdir -p "$install"
     cp -r "$out/base/model/." "$install/"
-    cp "$out/controlnet/model/"* "$install/controlnet/"
     echo '{"guidance_scale": 2.0}' > "$install/generate.json"
 fi
