@@ -1,4 +1,6 @@
-"""How well a depth ControlNet is obeyed: pictures for fixed photos, prompts and seeds, and their pooled fidelity.
+"""How well a depth ControlNet is obeyed: pictures for fixed images, prompts and seeds, and their pooled fidelity.
+
+Scenes bring their captions as prompts; photos take turns with `PROMPTS`.
 
 python -m train_controlnet.validate --images DIR --count 24 --control-scales 1 0
 """
@@ -58,6 +60,14 @@ class Config:
     """Folder for strip_SCALE.png (photo, condition, picture, its depth) and fidelity.json."""
 
 
+def _captions(folder: Path) -> dict[str, str]:
+    """Captions by file name of a folder written by `depth-control scenes`; none of any other."""
+    try:
+        return {row["file"]: row["caption"] for row in json.loads((folder / "index.json").read_text())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.rint(255 * values).astype(np.uint8)[..., None], 3, 2)
 
@@ -72,6 +82,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     if not files:
         raise InputError(f"--images {config.images}: no images there")
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(config.count, len(files))).astype(int)]
+    captions = _captions(config.images)
     pipe = load_pipeline(config.model, config.controlnet, config.depth_model)
     pipe.set_progress_bar_config(disable=True)
     judge = DepthEstimator(pipe.depth_estimator, pipe.depth_processor, pipe.device, pipe.depth_estimator.dtype)
@@ -83,7 +94,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
         for i, file in enumerate(files):
             photo = open_image(file)
             output = pipe(
-                PROMPTS[i % len(PROMPTS)],
+                captions.get(file.name, PROMPTS[i % len(PROMPTS)]),
                 depth_source=photo,
                 num_inference_steps=config.steps,
                 guidance_scale=guidance,

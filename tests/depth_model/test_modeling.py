@@ -69,10 +69,12 @@ def test_patch_embedding_starts_as_principal_components():
     smooth = [F.interpolate(torch.randn(1, 3, 20, 24), size=(140, 168), mode="bicubic")[0] for _ in range(12)]
     initialise_patch_embedding(model, smooth)
     layer = model.backbone.embeddings.patch_embeddings.projection
-    tokens = torch.cat([layer(image).flatten(1).T for image in smooth])
+    tokens = torch.cat([layer(image).flatten(1).T for image in smooth]).detach()
+    assert 0.6 < tokens.square().mean().sqrt() < 0.8
+    # The last components of images this smooth are nothing but rounding.
+    tokens = tokens[:, :48]
     assert tokens.mean(0).abs().max() < 1e-3
     covariance = tokens.T @ tokens / len(tokens)
     spread = covariance.diag().sqrt()
     assert (covariance / spread.outer(spread) - torch.eye(len(spread))).abs().max() < 0.05
     assert (spread[:-1] >= spread[1:] - 1e-4).all()
-    assert 0.6 < tokens.square().mean().sqrt() < 0.8

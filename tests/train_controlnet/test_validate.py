@@ -1,6 +1,7 @@
 """The measurement of how well a ControlNet is obeyed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -25,6 +26,16 @@ def test_it_measures_every_scale_and_draws_strips(scenes, tmp_path, capsys):
         assert Image.open(tmp_path / "out" / f"strip_{scale}.png").size == (3 * 128, 4 * 128)
     assert "3 images, control scale 1" in capsys.readouterr().out
     assert validate.main(config) == report
+
+
+def test_scenes_are_drawn_with_their_own_captions(scenes, tmp_path, monkeypatch):
+    model, depth_model = tiny.save_pipeline(tmp_path / "model"), tiny.save_estimator(tmp_path / "depth")
+    config = validate.Config(
+        images=scenes, count=2, model=str(model), depth_model=str(depth_model), steps=1, control_scales=(1.0,)
+    )
+    with_captions = validate.main(replace(config, out=tmp_path / "a"))
+    monkeypatch.setattr(validate, "PROMPTS", ("gold",))
+    assert validate.main(replace(config, out=tmp_path / "b")) == with_captions
 
 
 def test_an_empty_folder_is_refused(tmp_path):

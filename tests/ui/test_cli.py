@@ -148,4 +148,6 @@ def test_demo_does_the_main_job(tmp_path, no_network, capsys):
     assert Image.open(out / "comparison.png").width >= 5 * pictures[0].width
     assert len(json.loads((out / "result.json").read_text())["images"]) == 3
     printed = capsys.readouterr()
-    assert "comparison.png" in printed.out and printed.err == ""
+    assert "comparison.png" in printed.out
+    # On a slow machine there are lines of progress.
+    assert all(" steps, " in line for line in printed.err.splitlines())

@@ -33,5 +33,5 @@ train --cache "$out/cache" --out "$out/base" --init "$out/base-exact/model" --st
 if [ -n "$install" ]; then
     mkdir -p "$install"
     cp -r "$out/base/model/." "$install/"
-    echo '{"guidance_scale": 2.0}' > "$install/generate.json"
+    echo '{"guidance_scale": 1.5}' > "$install/generate.json"
 fi
