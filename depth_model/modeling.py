@@ -179,7 +179,8 @@ def initialise_patch_embedding(model: DepthAnythingForDepthEstimation, images: l
     """Make the patch embedding a projection on the principal components of the patches of some images, in place.
 
     Components are divided by the square root of their standard deviation, halfway to whitening: a random projection of
-    patches is nearly all mean colour, and edges, which tell depth, wait long for their turn.
+    patches is nearly all mean colour, and edges, which tell depth, wait long for their turn. What an encoder is wider
+    than a patch keeps its weights, and images without any contrast change nothing.
 
     Args:
         model: untrained network.
@@ -189,12 +190,16 @@ def initialise_patch_embedding(model: DepthAnythingForDepthEstimation, images: l
     patches = torch.cat([nn.functional.unfold(image, PATCH, stride=PATCH).T for image in images]).double()
     mean = patches.mean(0)
     variance, basis = torch.linalg.eigh((patches - mean).mT @ (patches - mean) / len(patches))
-    kept = torch.arange(len(mean) - 1, len(mean) - 1 - layer.out_channels, -1)
-    basis = basis[:, kept] / variance[kept].clamp(min=1e-12) ** 0.25
+    if variance[-1] < 1e-12:
+        return
+    count = min(layer.out_channels, len(mean))
+    # Directions that these images lack start at zero, or they would be blown up in others.
+    gain = torch.where(variance > 1e-6 * variance[-1], variance.clamp(min=1e-12) ** -0.25, 0.0)
+    basis = (basis * gain).flip(1)[:, :count]
     # As strong as the sinusoids of the position embeddings.
     basis *= (0.5 / ((patches - mean) @ basis).square().mean()).sqrt()
-    layer.weight.copy_(basis.T.reshape(layer.weight.shape))
-    layer.bias.copy_(-(mean @ basis))
+    layer.weight[:count] = basis.T.reshape(count, *layer.weight.shape[1:]).float()
+    layer.bias[:count] = -(mean @ basis).float()
 
 
 def _sinusoids(grid: int, width: int) -> Tensor:

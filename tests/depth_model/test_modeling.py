@@ -78,3 +78,19 @@ def test_patch_embedding_starts_as_principal_components():
     spread = covariance.diag().sqrt()
     assert (covariance / spread.outer(spread) - torch.eye(len(spread))).abs().max() < 0.05
     assert (spread[:-1] >= spread[1:] - 1e-4).all()
+
+
+def test_patch_embedding_of_few_or_flat_images_stays_sane():
+    torch.manual_seed(0)
+    wide = build_model("base")
+    layer = wide.backbone.embeddings.patch_embeddings.projection
+    before = layer.weight.detach().clone()
+    initialise_patch_embedding(wide, [torch.zeros(3, 28, 28)])
+    assert torch.equal(layer.weight, before)
+    initialise_patch_embedding(wide, [torch.randn(3, 280, 280) for _ in range(4)])
+    assert torch.equal(layer.weight[588:], before[588:])
+    assert torch.linalg.matrix_rank(layer.weight[:588].flatten(1)) == 588
+    few = build_model("tiny")
+    initialise_patch_embedding(few, [torch.randn(3, 28, 28)])
+    tokens = few.backbone.embeddings.patch_embeddings.projection(torch.randn(1, 3, 280, 280))
+    assert tokens.isfinite().all() and tokens.square().mean() < 1
