@@ -92,6 +92,11 @@ def run(action: Callable[[list[str]], object], argv: Sequence[str], prog: str) -
     return status
 
 
+def run_module(config_type: type, main: Callable[[Any], object], name: str) -> None:
+    """Ends the process with the outcome of `main` on the config of its command line: `python -m NAME ...`."""
+    sys.exit(run(lambda argv: main(parse(config_type, argv, name)), sys.argv[1:], name))
+
+
 def _leaves(config_type: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and type of every field that is a flag."""
     hints = typing.get_type_hints(config_type, include_extras=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import DepthAnythingForDepthEstimation
 
 from depth_model import checkpoint
-from depth_model.config import dump
+from depth_model.config import dump, run_module
 from depth_model.data.labeled import LabeledSamples, PairFolder
 from depth_model.data.order import batches
 from depth_model.data.transforms import network_size
@@ -26,7 +26,15 @@ from depth_model.losses import affine_invariant_loss, gradient_matching_loss
 from depth_model.metrics import relative_depth_metrics
 from depth_model.modeling import PRESETS, build_model, initialise_encoder, initialise_patch_embedding
 from depth_model.muon import Muon, muon_groups
-from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
+from depth_model.training import (
+    Ema,
+    RunLog,
+    batch_share,
+    learning_rate_factor,
+    parameter_groups,
+    resume_run,
+    save_run,
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,7 @@ def main(config: Config) -> None:
     _check(config)
     folders, measured = _folders(config)
     accelerator = Accelerator()
+    batch_share(config.batch, accelerator)
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
     lower_bound = config.lower_bound or PRESETS[config.preset].lower_bound
     sizes = [network_size(round(1000 / a), 1000, lower_bound) for a in config.aspects]
@@ -270,3 +279,7 @@ def _release(config: Config, network: DepthAnythingForDepthEstimation, ema: Ema)
     estimator = DepthEstimator(averaged, device=next(network.parameters()).device)
     estimator.save_pretrained(config.out / "model")
     return estimator
+
+
+if __name__ == "__main__":
+    run_module(Config, main, "depth_model.train_teacher")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -49,6 +50,17 @@ def parameter_groups(
     if len(seen) != len(wanted) or {id(p) for p in seen} != wanted:
         raise ValueError("every parameter that requires a gradient must be in exactly one optimiser group")
     return groups
+
+
+def batch_share(batch: int, accelerator: Accelerator) -> slice:
+    """Which images of a global batch of `batch` are this process's: every n-th of n processes.
+
+    Raises:
+        InputError: the batch does not divide by the number of processes.
+    """
+    if batch < 1 or batch % accelerator.num_processes:
+        raise InputError(f"--batch {batch} does not divide by the {accelerator.num_processes} processes")
+    return slice(accelerator.process_index, batch, accelerator.num_processes)
 
 
 class Ema:

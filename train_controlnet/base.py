@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import (
     AutoencoderTiny,
     ControlNetModel,
@@ -25,11 +25,19 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from depth_model import checkpoint
-from depth_model.config import dump
+from depth_model.config import dump, run_module
 from depth_model.data.order import generator
 from depth_model.errors import InputError
 from depth_model.muon import Muon, muon_groups
-from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
+from depth_model.training import (
+    Ema,
+    RunLog,
+    batch_share,
+    learning_rate_factor,
+    parameter_groups,
+    resume_run,
+    save_run,
+)
 from train_controlnet.diffusion import min_snr_loss, noised
 from train_controlnet.prepare import Cache
 from train_controlnet.vocabulary import build_tokenizer, save_and_reload
@@ -64,7 +72,7 @@ class Config:
     steps: int = 8000
     """Optimiser steps in all; may be changed when going on."""
     batch: int = 16
-    """Images in a batch."""
+    """Images in a global batch, over all processes."""
     lr: float = 3e-3
     """Peak learning rate of Muon."""
     warmup: int = 200
@@ -120,6 +128,20 @@ def build_parts(
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=config.condition_channels)
     open_control(controlnet)
     return {"unet": unet, "text_encoder": CLIPTextModel(text), "controlnet": controlnet}
+
+
+class JointModel(nn.ModuleDict):
+    """UNet, text encoder and ControlNet as one network, so that one gradient exchange covers all three."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor, condition: Tensor | None) -> Tensor:
+        """The prediction [B, C, h, w] for tokens `ids` [B, T] and conditions [B, 3, H, W], or without control."""
+        text = self["text_encoder"](ids)[0]
+        down, middle = None, None
+        if condition is not None:
+            down, middle = self["controlnet"](noisy, timesteps, text, condition, return_dict=False)
+        return self["unet"](
+            noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
 
 
 @torch.no_grad()
@@ -205,22 +227,27 @@ def main(config: Config) -> None:
     """
     cache = Cache(config.cache, config.seed)
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
-    accelerator = Accelerator()
+    # Batches without a condition leave the ControlNet without gradients.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    share = batch_share(config.batch, accelerator)
     torch.manual_seed(config.seed)
-    tokenizer = _tokenizer(config, cache, found is not None)
+    with accelerator.main_process_first():
+        tokenizer = _tokenizer(config, cache, found is not None)
     parts = build_parts(config, cache.latent_channels, len(tokenizer), tokenizer)
     if config.init is not None and found is None:
         _load_parts(parts, config.init)
-    network = nn.ModuleDict(parts).to(accelerator.device, memory_format=torch.channels_last).train()
+    network = JointModel(parts).to(accelerator.device, memory_format=torch.channels_last).train()
     scheduler = build_scheduler()
     optimizer = Muon(muon_groups(parameter_groups([(config.lr, network.parameters())], network, 0.01), network))
     ema = Ema(network, config.ema)
     step = resume_run(found, config, FREE, network, ema, optimizer)
-    log = RunLog(config.out, step)
-    dump(config, config.out / "config.yaml")
-
+    model, optimizer = accelerator.prepare(network, optimizer)
     # The shown loss is a running mean; its last value stands in the log.
-    running = log.rows[-1]["loss"] if log.rows else None
+    running = None
+    if accelerator.is_main_process:
+        log = RunLog(config.out, step)
+        dump(config, config.out / "config.yaml")
+        running = log.rows[-1]["loss"] if log.rows else None
     while step < config.steps:
         # ---- one training step
         for group in optimizer.param_groups:
@@ -228,36 +255,42 @@ def main(config: Config) -> None:
         rng = generator(config.seed, 5, step)
         latents, controls, captions = cache.batch(step, config.batch)
         captions = ["" if rng.random() < config.caption_dropout else caption for caption in captions]
-        noisy, timesteps, target = noised(latents.to(accelerator.device), scheduler, config.seed, step)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        condition = None
+        if rng.random() < config.control_share:
+            condition = coarsen(controls[share], 2 ** int(rng.integers(config.coarsest.bit_length())))
+            condition = condition.to(accelerator.device)
+        noisy, timesteps, target = (
+            tensor[share].to(accelerator.device) for tensor in noised(latents, scheduler, config.seed, step)
+        )
         with accelerator.autocast():
-            ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            text = parts["text_encoder"](ids.to(accelerator.device))[0]
-            down, middle = None, None
-            if rng.random() < config.control_share:
-                cells = 2 ** int(rng.integers(config.coarsest.bit_length()))
-                condition = coarsen(controls.to(accelerator.device), cells)
-                down, middle = parts["controlnet"](noisy, timesteps, text, condition, return_dict=False)
-            prediction = parts["unet"](
-                noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
-            ).sample
+            prediction = model(noisy, timesteps, ids[share].to(accelerator.device), condition)
         loss = min_snr_loss(prediction, target, scheduler, timesteps, config.snr_gamma)
         accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
             optimizer.step()
             ema.update(network, step)
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        value = loss.item()
+        value = accelerator.reduce(loss.detach(), "mean").item()
         running = value if running is None else 0.98 * running + 0.02 * value
         # ---- once in a while: log, save
+        if not accelerator.is_main_process:
+            continue
         if step % config.log_every == 0 or step == config.steps:
             log.progress(step, config.steps, config.batch, loss=running)
         if step % config.save_every == 0 or step == config.steps:
             save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
             log.plot(config.out / "curves.png")
+    if not accelerator.is_main_process:
+        return
     release = nn.ModuleDict(build_parts(config, cache.latent_channels, len(tokenizer), tokenizer))
     release.load_state_dict(network.state_dict())
     ema.load_into(release)
     vae = AutoencoderTiny.from_pretrained(config.vae, use_safetensors=True)
     save_pipeline(dict(release.half().eval()), vae.half(), tokenizer, config.out / "model")
+
+
+if __name__ == "__main__":
+    run_module(Config, main, "train_controlnet.base")

@@ -6,7 +6,6 @@ python -m train_controlnet.validate --images DIR --count 24 --control-scales 1 0
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from depth_control import load_pipeline, to_control
 from depth_control.metrics import pooled_fidelity
 from depth_control.presets import default_guidance
 from depth_model import DepthEstimator
-from depth_model.config import parse, run
+from depth_model.config import run_module
 from depth_model.errors import InputError
 from depth_model.images import list_images, open_image
 
@@ -118,10 +117,4 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run(
-            lambda argv: main(parse(Config, argv, "train_controlnet.validate")),
-            sys.argv[1:],
-            "train_controlnet.validate",
-        )
-    )
+    run_module(Config, main, "train_controlnet.validate")

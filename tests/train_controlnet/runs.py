@@ -1,7 +1,10 @@
 """What the tests of training loops share."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import torch
 from safetensors.torch import load_file
@@ -34,3 +37,16 @@ def assert_same_run(straight, other, last):
         files = [out / "checkpoints" / f"step-{last:08d}" / f"{name}.safetensors" for out in (straight, other)]
         assert same(*files), name
     assert rows(straight) == rows(other)
+
+
+def torchrun(module, *arguments):
+    """Runs a stage in two processes on the CPU that exchange gradients by gloo."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
+    done = subprocess.run(
+        [*launch, *map(str, arguments)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -9,8 +9,9 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from depth_model.config import dump
 from depth_model.errors import InputError
-from tests.train_controlnet.runs import assert_same_run, killed_at, rows, same
+from tests.train_controlnet.runs import assert_same_run, killed_at, rows, same, torchrun
 from train_controlnet.base import build_parts, build_scheduler, coarsen, main
 from train_controlnet.diffusion import min_snr_loss, noised
 
@@ -121,3 +122,15 @@ def test_training_learns(base_config, tmp_path):
     main(replace(base_config, out=tmp_path / "run", steps=150, batch=8, save_every=150))
     losses = [row["loss"] for row in rows(tmp_path / "run")]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(base_config, tmp_path):
+    config = replace(base_config, batch=4, lr=1e-4, control_share=0.5)
+    main(replace(config, out=tmp_path / "one"))
+    dump(replace(config, out=tmp_path / "two"), tmp_path / "config.yaml")
+    torchrun("train_controlnet.base", "--config", tmp_path / "config.yaml")
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+    a, b = (load_file(tmp_path / run / "model/unet/diffusion_pytorch_model.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=2e-3) for name in a)
