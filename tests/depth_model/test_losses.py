@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depth_model.losses import affine_invariant_loss, gradient_matching_loss
+from depth_model.losses import (
+    affine_invariant_loss,
+    cutmix_affine_invariant_loss,
+    discard_largest,
+    feature_alignment_loss,
+    gradient_matching_loss,
+    least_squares_loss,
+    silog_loss,
+)
 
 LOSSES = [affine_invariant_loss, gradient_matching_loss]
 by_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -125,3 +133,151 @@ def test_descending_the_gradient_lowers_the_loss(loss):
     before = loss(prediction, target, everywhere(target))
     before.backward()
     assert loss(prediction.detach() - 0.1 * prediction.grad, target, everywhere(target)) < before
+
+
+# ---- the largest losses left out
+
+
+def test_discarding_leaves_out_the_largest_of_each_image():
+    loss = torch.arange(20.0).view(2, 2, 5)
+    kept = discard_largest(loss, everywhere(loss), 0.1)
+    assert kept.flatten(1).sum(1).tolist() == [9, 9] and not kept[0, 1, 4] and not kept[1, 1, 4]
+    counted = everywhere(loss)
+    counted[1] = False
+    counted[0, 1] = False
+    assert discard_largest(loss, counted, 0.2).flatten(1).sum(1).tolist() == [4, 0]
+    assert torch.equal(discard_largest(torch.zeros_like(loss), counted, 0.1), counted), "ties stay"
+
+
+def test_an_outlier_is_forgiven_when_discarded():
+    target = maps(0, 1, 10, 10)
+    spoilt = target.clone()
+    spoilt[0, 4, 4] += 50
+    full, trimmed = (affine_invariant_loss(target, spoilt, everywhere(target), discard) for discard in (0.0, 0.1))
+    assert trimmed < 0.8 * full
+    assert affine_invariant_loss(2 * target + 1, target, everywhere(target), 0.1).item() == pytest.approx(0, abs=1e-5)
+
+
+# ---- CutMix
+
+
+def box(*size: int) -> torch.Tensor:
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[:, 2:6, 3:8] = True
+    return inside
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), a=st.floats(0.01, 100), b=st.floats(0.01, 100), shift=st.floats(-10, 10))
+def test_two_sides_of_another_scale_and_shift_cost_nothing(seed, a, b, shift):
+    target_a, target_b, inside = maps(seed), maps(seed + 1), box(2, 9, 11)
+    mixed = torch.where(inside, a * (target_a + shift), b * (target_b - shift))
+    assert cutmix_affine_invariant_loss(mixed, target_a, target_b, inside).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_cutmix_is_the_area_weighted_sum_of_its_regions():
+    prediction, a, b, inside = maps(0), maps(1), maps(2), box(2, 9, 11)
+    area = inside.float().mean().item()
+    parts = affine_invariant_loss(prediction, a, inside), affine_invariant_loss(prediction, b, ~inside)
+    expected = area * parts[0] + (1 - area) * parts[1]
+    torch.testing.assert_close(cutmix_affine_invariant_loss(prediction, a, b, inside), expected)
+    valid = mask(5)
+    plain = cutmix_affine_invariant_loss(prediction, a, b, everywhere(a), valid, valid)
+    torch.testing.assert_close(plain, affine_invariant_loss(prediction, a, valid))
+
+
+def test_cutmix_ignores_what_is_hidden_or_not_valid():
+    a, b, inside, valid = maps(1), maps(2), box(2, 9, 11), mask(3)
+    prediction = maps(0).requires_grad_()
+    clean = cutmix_affine_invariant_loss(prediction, a, b, inside, valid, valid)
+    nan = torch.tensor(torch.nan)
+    spoilt_a, spoilt_b = a.where(inside & valid, nan), b.where(~inside & valid, nan)
+    assert torch.equal(cutmix_affine_invariant_loss(prediction, spoilt_a, spoilt_b, inside, valid, valid), clean)
+    clean.backward()
+    assert (prediction.grad[~valid] == 0).all()
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.1])
+def test_a_flat_region_contributes_nothing_and_breaks_nothing(discard):
+    prediction, a, b, inside = maps(0).requires_grad_(), maps(1), torch.zeros(2, 9, 11), box(2, 9, 11)
+    value = cutmix_affine_invariant_loss(prediction, a, b, inside, None, None, discard)
+    value.backward()
+    assert value > 0 and prediction.grad.isfinite().all() and (prediction.grad[~inside] == 0).all()
+    nothing = cutmix_affine_invariant_loss(prediction, a, b, inside, torch.zeros_like(inside), None, discard)
+    assert nothing == 0
+
+
+# ---- least squares
+
+
+def test_least_squares_is_the_error_of_the_best_fit():
+    prediction, target, valid = maps(0, 1), maps(1, 1), mask(2, 1)
+    p, t = prediction[valid], target[valid]
+    design = torch.stack([p, torch.ones_like(p)], 1)
+    fit = design @ torch.linalg.lstsq(design, t[:, None]).solution
+    expected = (fit[:, 0] - t).square().mean() / 2
+    torch.testing.assert_close(least_squares_loss(prediction, target, valid), expected)
+    assert least_squares_loss(3 - 2 * target, target, valid).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", ["constant", "nothing valid"])
+def test_least_squares_of_a_degenerate_image(case):
+    target, valid = maps(1, 1), mask(2, 1)
+    prediction = torch.full_like(target, 0.3).requires_grad_() if case == "constant" else maps(0, 1).requires_grad_()
+    valid = valid & (case == "constant")
+    value = least_squares_loss(prediction, target.where(valid, torch.tensor(torch.nan)), valid)
+    value.backward()
+    assert value.isfinite() and prediction.grad.isfinite().all() and (value > 0) == (case == "constant")
+
+
+# ---- feature alignment
+
+
+def features(seed: int) -> torch.Tensor:
+    return torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_identical_features_cost_exactly_nothing():
+    student = features(0).requires_grad_()
+    value = feature_alignment_loss(student, 3 * student.detach())
+    value.backward()
+    assert value == 0 and (student.grad == 0).all()
+
+
+def test_one_distant_patch_among_good_ones_still_has_a_gradient():
+    student = features(0)
+    frozen = student.clone()
+    frozen[1, 2] *= -1
+    student.requires_grad_()
+    value = feature_alignment_loss(student, frozen)
+    assert value.item() == pytest.approx(2 / 6 / 2), "cosine -1 in one patch of six in one image of two"
+    frozen[1, 2] += 0.3
+    feature_alignment_loss(student, frozen).backward()
+    assert student.grad[1, 2].abs().sum() > 0 and student.grad.abs().sum() == student.grad[1, 2].abs().sum()
+
+
+def test_the_tolerance_is_a_cosine_above_which_nothing_counts():
+    student, frozen = torch.tensor([[[1.0, 0]]]), torch.tensor([[[0.8, 0.6]]])
+    assert feature_alignment_loss(student, frozen, 0.85).item() == pytest.approx(0.2)
+    assert feature_alignment_loss(student, frozen, 0.75) == 0
+
+
+# ---- metric
+
+
+def test_silog_by_hand_and_its_masks():
+    target, valid = torch.tensor([[[1.0, 1.0, 5.0]]]), torch.tensor([[[True, True, False]]])
+    prediction = torch.tensor([[[torch.e**-1, torch.e**-3, -7.0]]]).requires_grad_()
+    # g = 1 and 3: mean of squares 5, squared mean 4.
+    value = silog_loss(prediction, target, valid)
+    assert value.item() == pytest.approx((5 - 0.5 * 4) ** 0.5, rel=1e-5)
+    value.backward()
+    assert prediction.grad[0, 0, 2] == 0 and prediction.grad.isfinite().all()
+    assert silog_loss(prediction, target, torch.zeros_like(valid)) == 0
+
+
+def test_silog_of_a_perfect_prediction_is_zero_with_a_finite_gradient():
+    prediction = (1 + maps(0)).requires_grad_()
+    value = silog_loss(prediction, prediction.detach(), everywhere(prediction))
+    value.backward()
+    assert value == 0 and prediction.grad.isfinite().all()
