@@ -1,8 +1,13 @@
-"""Colour perturbations of images, float32 [H, W, 3] in [0, 1]."""
+"""Perturbations of images, float32 [H, W, 3] in [0, 1]: what makes the student's task hard (V1 section 3.2).
+
+The paper names colour jitter, Gaussian blur and CutMix and leaves their parameters open; these are UniMatch's
+(2208.09910), of the same first author, to which the authors point for the CutMix box.
+"""
 
 import math
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 _LUMA = np.float32((0.299, 0.587, 0.114))
 
@@ -28,3 +33,34 @@ def colour_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) 
     grey = (image @ _LUMA)[..., None]
     image = grey + (image - grey) * saturation
     return np.clip(rotate_hue(image, rng.uniform(-strength, strength) / 2), 0, 1)
+
+
+def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
+    """Gaussian blur with a standard deviation of `radius` pixels, computed in 8 bits."""
+    picture = Image.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / np.float32(255)
+
+
+def strong_perturbation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colour jitter of strength 0.5 in 80 % of the cases, then blur with a radius of U(0.1, 2) pixels in 50 %."""
+    if rng.random() < 0.8:
+        image = colour_jitter(image, 0.5, rng)
+    if rng.random() < 0.5:
+        image = gaussian_blur(image, rng.uniform(0.1, 2))
+    return image
+
+
+def cutmix_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """M of V1 section 3.2, eq. 5, boolean [height, width]: False inside one rectangle, where the other image shows.
+
+    The rectangle covers U(0.02, 0.4) of the image at an aspect of U(0.3, 1 / 0.3), drawn anew until it fits.
+    """
+    while True:
+        area, aspect = rng.uniform(0.02, 0.4) * height * width, rng.uniform(0.3, 1 / 0.3)
+        h, w = int(math.sqrt(area * aspect)), int(math.sqrt(area / aspect))
+        top, left = int(rng.integers(height)), int(rng.integers(width))
+        if top + h <= height and left + w <= width:
+            break
+    mask = np.ones((height, width), dtype=bool)
+    mask[top : top + h, left : left + w] = False
+    return mask
