@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _rename(partial: Path, final: Path) -> None:
+    """Network file systems refuse a rename now and then; three tries."""
+    for pause in (0.2, 1.0):
+        try:
+            return os.rename(partial, final)
+        except OSError:
+            time.sleep(pause)
+    os.rename(partial, final)
 
 
 def _digest(path: Path) -> dict:
@@ -66,7 +77,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor
         _sync(partial)
         if final.exists():
             shutil.rmtree(final)
-        partial.rename(final)
+        _rename(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

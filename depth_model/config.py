@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from depth_model.errors import InputError
+from depth_model.errors import InputError, RunError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -84,6 +84,10 @@ def run(action: Callable[[list[str]], object], argv: Sequence[str], prog: str) -
         status, message = 2, str(error)
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
+    except RunError as error:
+        if debug:
+            traceback.print_exc()
+        status, message = 1, str(error)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -1,5 +1,6 @@
 """A depth map with its meaning: the values, what they measure, and which of them count."""
 
+import io
 import json
 import math
 import os
@@ -112,7 +113,7 @@ class DepthMap:
         """Write `colorize()` to an image file."""
         self.colorize().save(path)
 
-    def save_png(self, path: str | os.PathLike) -> None:
+    def save_png(self, path: str | os.PathLike | BinaryIO) -> None:
         """Write a 16-bit grey PNG, near = white, from which `load` restores the values to 16-bit precision.
 
         Codes 1 to 65535 are `nearness()`, 0 is not valid; kind and range stand in the PNG text.
@@ -163,6 +164,23 @@ class DepthMap:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
+    @classmethod
+    def from_png(cls, data: bytes, name: str) -> Self:
+        """Read the bytes of a PNG that `save_png` wrote; `name` is what messages call it.
+
+        Raises:
+            InputError: damaged, or without the text that says what the numbers mean.
+        """
+        try:
+            codes, _ = read_grey16(data)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        note = _read_note(io.BytesIO(data), name)
+        if note is None:
+            raise InputError(f"{name}: a PNG without the depth map's range in its text")
+        values, valid, kind = _from_codes(codes, note)
+        return cls(values, kind, valid)
+
     def _disparity_range(self) -> tuple[np.ndarray, float, float]:
         disparity = self.values if self.kind == "disparity" else 1 / np.maximum(self.values, np.float32(NEAREST_METRES))
         counted = disparity if self.valid is None else disparity[self.valid]
@@ -174,7 +192,7 @@ _Content = tuple[np.ndarray, np.ndarray | None, str | None]
 
 def _read_image(path: Path, kind: str | None) -> _Content:
     codes, bits = read_grey16(path)
-    note = _read_note(path)
+    note = _read_note(path, str(path))
     if note is None:
         if kind != "metric":
             return codes, None, None
@@ -183,14 +201,18 @@ def _read_image(path: Path, kind: str | None) -> _Content:
                 f"{path}: 8 bits cannot hold metres; give a 16-bit image in millimetres, or an npz in metres"
             )
         return (codes / 1000 if bits == 16 else codes), codes > 0, None
+    return _from_codes(codes, note)
+
+
+def _from_codes(codes: np.ndarray, note: tuple[str, float, float]) -> _Content:
     stated, far, near = note
     disparity = far + (codes - _FAR_CODE) / np.float32(_NEAR_CODE - _FAR_CODE) * (near - far)
     valid = codes >= _FAR_CODE
     return (1 / np.maximum(disparity, 1e-9) if stated == "metric" else disparity), valid, stated
 
 
-def _read_note(path: Path) -> tuple[str, float, float] | None:
-    with Image.open(path) as image:
+def _read_note(file: Path | BinaryIO, name: str) -> tuple[str, float, float] | None:
+    with Image.open(file) as image:
         text = image.info.get(_NOTE) if image.format == "PNG" else None
     if text is None:
         return None
@@ -200,7 +222,7 @@ def _read_note(path: Path) -> tuple[str, float, float] | None:
         if kind not in KINDS or not math.isfinite(far) or not math.isfinite(near):
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise InputError(f"{path}: the PNG text '{_NOTE}' is damaged; save the depth map again") from None
+        raise InputError(f"{name}: the PNG text '{_NOTE}' is damaged; save the depth map again") from None
     return kind, far, near
 
 

@@ -150,17 +150,38 @@ def gradient_matching_loss(prediction: Tensor, target: Tensor, valid: Tensor, sc
     Returns:
         A scalar >= 0: per scale the sum of differences whose two pixels are valid over the number of valid pixels.
     """
+    return _gradient_matching(prediction, target, valid, scales).sum() / len(prediction)
+
+
+def cutmix_gradient_matching_loss(
+    prediction: Tensor, target_a: Tensor, target_b: Tensor, mask: Tensor, scales: int = 4
+) -> Tensor:
+    """`gradient_matching_loss` of a mixed image: each region on its own, weighted by its area, as in V1 eq. 8.
+
+    Args:
+        prediction: disparity [B, H, W] of the mixed image. target_a, target_b: the teacher's of the clean images.
+        mask: boolean [B, H, W], True where the mixed image shows a.
+    """
+    share = mask.flatten(1).float().mean(1)
+    regions = (
+        share * _gradient_matching(prediction, target_a, mask, scales),
+        (1 - share) * _gradient_matching(prediction, target_b, ~mask, scales),
+    )
+    return sum(regions).sum() / len(prediction)
+
+
+def _gradient_matching(prediction: Tensor, target: Tensor, valid: Tensor, scales: int) -> Tensor:
+    """[B]: `gradient_matching_loss` of each image."""
     normalised_target, counts = normalise(torch.where(valid, target, 0.0), valid)
     normalised_prediction, _ = normalise(torch.where(valid, prediction, 0.0), valid)
     residual = normalised_prediction - normalised_target
     mask = valid & counts[:, None, None]
-    total = residual.new_zeros(())
+    total = residual.new_zeros(len(residual))
     for scale in range(scales):
         r, m = residual[:, :: 2**scale, :: 2**scale], mask[:, :: 2**scale, :: 2**scale]
         dx = torch.where(m[:, :, 1:] & m[:, :, :-1], (r[:, :, 1:] - r[:, :, :-1]).abs(), 0.0)
         dy = torch.where(m[:, 1:] & m[:, :-1], (r[:, 1:] - r[:, :-1]).abs(), 0.0)
-        per_image = (dx.flatten(1).sum(1) + dy.flatten(1).sum(1)) / m.flatten(1).sum(1).clamp(min=1)
-        total = total + per_image.sum() / len(per_image)
+        total = total + (dx.flatten(1).sum(1) + dy.flatten(1).sum(1)) / m.flatten(1).sum(1).clamp(min=1)
     return total
 
 

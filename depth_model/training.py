@@ -1,20 +1,45 @@
-"""What all training loops share: learning-rate factors, EMA, parameter groups, resuming, the run's log and pictures."""
+"""What all training loops share: processes, learning rates, parameter groups, EMA, checkpoints."""
 
 import json
-import time
+import shutil
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from PIL import Image, ImageDraw
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from safetensors import SafetensorError
 from torch import nn
 
 from depth_model import checkpoint
 from depth_model.config import jsonable
-from depth_model.errors import InputError
+from depth_model.errors import InputError, RunError
+
+
+def make_accelerator(
+    out: Path, precision: str = "no", tracker: str = "", peer_timeout: float = 600.0, unused_parameters: bool = False
+) -> Accelerator:
+    """Devices, processes, mixed precision and trackers of a run.
+
+    Args:
+        out: run folder, where trackers write. precision: no, bf16 or fp16. tracker: a name Accelerate knows, or empty.
+        peer_timeout: seconds after which a process that waits for another one gives up.
+        unused_parameters: some steps leave parameters without a gradient.
+
+    Raises:
+        InputError: a precision that this device lacks, or a tracker that is not installed.
+    """
+    handlers = [
+        InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout)),
+        DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+    ]
+    try:
+        return Accelerator(
+            mixed_precision=precision, log_with=tracker or None, project_dir=out, kwargs_handlers=handlers
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"--precision {precision}, --tracker {tracker}: {error}") from error
 
 
 def learning_rate_factor(step: int, total: int, warmup: int = 0, cooldown: float = 1.0) -> float:
@@ -64,16 +89,21 @@ def batch_share(batch: int, accelerator: Accelerator) -> slice:
 
 
 class Ema:
-    """An exponential moving average of a model's parameters, warming up as (1 + n) / (10 + n) towards `decay`."""
+    """An exponential moving average of a model's parameters, warming up as (1 + n) / (10 + n) towards `decay`.
+
+    With `decay` 0 there is none: nothing is kept, and `load_into` leaves the weights as they are.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        averaged = {name: p for name, p in model.named_parameters() if p.requires_grad and decay > 0}
+        self.names, self.tensors = list(averaged), {name: p.detach().clone() for name, p in averaged.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Moves the average towards the model after optimiser step `step` (counted from 0)."""
+        if not self.names:
+            return
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         live = dict(model.named_parameters())
         torch._foreach_lerp_([self.tensors[n] for n in self.names], [live[n].detach() for n in self.names], weight)
@@ -86,87 +116,38 @@ class Ema:
             live[name].copy_(value)
 
 
-class RunLog:
-    """The JSON-lines log of a run, `log.jsonl`; on resume, lines after the resumed step are dropped."""
-
-    def __init__(self, folder: Path, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
-        self.rows: list[dict] = []
-        self._first_step, self._started = first_step, time.monotonic()
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= first_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def write(self, step: int, **numbers: float) -> None:
-        """Adds one line."""
-        row = {"step": step, **numbers}
-        self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def progress(self, step: int, total: int, batch: int, **numbers: float) -> None:
-        """Adds one line with `numbers` (`loss` among them) and the speed, and prints how far the run is.
-
-        Args:
-            step: optimiser steps done, more than the log began with. total: of so many. batch: images in each.
-        """
-        rate = (step - self._first_step) * batch / (time.monotonic() - self._started)
-        self.write(step, **numbers, images_per_second=round(rate, 1))
-        left = (total - step) * batch / rate / 60
-        print(f"step {step}/{total}  loss {numbers['loss']:.4f}  {rate:.1f} images/s  {left:.0f} min left", flush=True)
-
-    def plot(self, path: Path) -> None:
-        """Draws every logged number over the step into one PNG, a panel each."""
-        names = sorted({name for row in self.rows for name in row} - {"step", "seconds"})
-        panels = [(name, [(r["step"], r[name]) for r in self.rows if name in r]) for name in names]
-        plot_curves(path, [(name, points) for name, points in panels if len(points) > 1])
-
-
-def _parse(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # a line cut off by a kill
-        return None
-
-
-def plot_curves(
-    path: Path, panels: list[tuple[str, list[tuple[float, float]]]], width: int = 480, height: int = 200
+def save_run(
+    folder: Path,
+    step: int,
+    config: Any,
+    network: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    state: dict | None = None,
 ) -> None:
-    """Draws (name, points) panels one below the other; nothing when there are none."""
-    if not panels:
-        return
-    sheet = Image.new("RGB", (width, height * len(panels)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (name, points) in enumerate(panels):
-        x, y = np.array(points, dtype=float).T
-        shown = y[np.isfinite(y)]
-        if not len(shown):
-            continue
-        low, high = float(shown.min()), float(np.quantile(shown, 0.99))
-        px = 50 + (x - x.min()) / max(np.ptp(x), 1e-9) * (width - 60)
-        py = i * height + height - 20 - (np.clip(y, low, high) - low) / max(high - low, 1e-12) * (height - 50)
-        draw.rectangle((50, i * height + 25, width - 10, (i + 1) * height - 18), outline="lightgrey")
-        draw.line(
-            [(float(a), float(b)) for a, b in zip(px, py, strict=True) if np.isfinite(b)], fill=(30, 90, 160), width=2
-        )
-        draw.text(
-            (50, i * height + 8), f"{name}   last {y[-1]:.4g}   steps {int(x.min())} to {int(x.max())}", fill="black"
-        )
-        draw.text((2, i * height + 25), f"{high:.3g}", fill="grey")
-        draw.text((2, (i + 1) * height - 30), f"{low:.3g}", fill="grey")
-    sheet.save(path)
+    """Writes the checkpoint that `resume_run` reads.
 
+    Args:
+        folder: the run's checkpoint folder. step: optimiser steps done. config: the run's dataclass.
+        state: whatever else the run needs to go on, as JSON.
 
-def save_run(folder: Path, step: int, config: Any, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer):
-    """Writes the checkpoint that `resume_run` reads. Raises OSError as `checkpoint.save_checkpoint`."""
+    Raises:
+        RunError: the disk is full or not writable; older checkpoints are untouched then.
+    """
     tensors = {
         "model": network.state_dict(),
         "ema": ema.tensors,
         "optimizer": checkpoint.optimizer_tensors(optimizer),
     }
-    checkpoint.save_checkpoint(folder, step, tensors, {"config": jsonable(config)})
+    try:
+        checkpoint.save_checkpoint(folder, step, tensors, {"config": jsonable(config), **(state or {})})
+    except (OSError, SafetensorError) as error:
+        needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        raise RunError(
+            f"{folder}: the checkpoint of step {step} cannot be written ({error}); it needs {needed >> 20} MiB, "
+            f"{free >> 20} MiB are free. Earlier checkpoints are untouched: make room and run the same command again"
+        ) from error
 
 
 def resume_run(
@@ -176,27 +157,33 @@ def resume_run(
     network: nn.Module,
     ema: Ema,
     optimizer: torch.optim.Optimizer,
-) -> int:
+) -> tuple[int, dict]:
     """Brings network, average and optimiser to where checkpoint `found` left them; with None they stay as they are.
 
     Args:
         config: the run's dataclass, which may differ from the saved one in the fields `free` only.
 
     Returns:
-        The optimiser steps done.
+        The optimiser steps done, and the `state` of `save_run`.
 
     Raises:
         InputError: another field differs.
     """
     if found is None:
-        return 0
+        return 0, {}
     tensors, state = checkpoint.load_checkpoint(found)
     frozen_difference(state["config"], jsonable(config), free)
     network.load_state_dict(tensors["model"])
-    for name, value in tensors["ema"].items():
+    for name, value in tensors.get("ema", {}).items():
         ema.tensors[name].copy_(value)
     checkpoint.load_optimizer_tensors(optimizer, tensors["optimizer"])
-    return state["step"]
+    return state["step"], state
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets each group's rate to its initial one times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
 
 
 def frozen_difference(saved: dict, current: dict, free: tuple[str, ...]) -> None:

@@ -27,7 +27,8 @@ from depth_model.data.order import batches, generator
 from depth_model.errors import InputError
 from depth_model.images import list_images, open_image
 from depth_model.muon import Muon, muon_groups
-from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
+from depth_model.run_log import RunLog
+from depth_model.training import Ema, learning_rate_factor, parameter_groups, resume_run, save_run
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def main(config: Config) -> None:
     network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = Muon(muon_groups(parameter_groups([(config.lr, network.decoder.parameters())], network, 1e-4), network))
     ema = Ema(network, 0.998)
-    step = resume_run(found, config, FREE, network, ema, optimizer)
+    step, _ = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)
     log = RunLog(config.out, step)
     dump(config, config.out / "config.yaml")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import (
     AutoencoderTiny,
     ControlNetModel,
@@ -29,14 +28,16 @@ from depth_model.config import dump, run_module
 from depth_model.data.order import generator
 from depth_model.errors import InputError
 from depth_model.muon import Muon, muon_groups
+from depth_model.run_log import RunLog
 from depth_model.training import (
     Ema,
-    RunLog,
     batch_share,
     learning_rate_factor,
+    make_accelerator,
     parameter_groups,
     resume_run,
     save_run,
+    set_learning_rates,
 )
 from train_controlnet.diffusion import min_snr_loss, noised
 from train_controlnet.prepare import Cache
@@ -228,7 +229,7 @@ def main(config: Config) -> None:
     cache = Cache(config.cache, config.seed)
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
     # Batches without a condition leave the ControlNet without gradients.
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = make_accelerator(config.out, unused_parameters=True)
     share = batch_share(config.batch, accelerator)
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():
@@ -240,7 +241,7 @@ def main(config: Config) -> None:
     scheduler = build_scheduler()
     optimizer = Muon(muon_groups(parameter_groups([(config.lr, network.parameters())], network, 0.01), network))
     ema = Ema(network, config.ema)
-    step = resume_run(found, config, FREE, network, ema, optimizer)
+    step, _ = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)
     # The shown loss is a running mean; its last value stands in the log.
     running = None
@@ -250,8 +251,7 @@ def main(config: Config) -> None:
         running = log.rows[-1]["loss"] if log.rows else None
     while step < config.steps:
         # ---- one training step
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate_factor(step, config.steps, config.warmup, config.cooldown)
+        set_learning_rates(optimizer, learning_rate_factor(step, config.steps, config.warmup, config.cooldown))
         rng = generator(config.seed, 5, step)
         latents, controls, captions = cache.batch(step, config.batch)
         captions = ["" if rng.random() < config.caption_dropout else caption for caption in captions]

@@ -17,7 +17,8 @@ from depth_model import checkpoint
 from depth_model.config import dump
 from depth_model.data.order import generator
 from depth_model.errors import InputError
-from depth_model.training import Ema, RunLog, learning_rate_factor, parameter_groups, resume_run, save_run
+from depth_model.run_log import RunLog
+from depth_model.training import Ema, learning_rate_factor, parameter_groups, resume_run, save_run
 from train_controlnet.diffusion import min_snr_loss, noised
 from train_controlnet.prepare import Cache
 
@@ -102,7 +103,7 @@ def main(config: Config) -> None:
         parameter_groups([(config.lr, network.parameters())], network, 0.01), betas=(0.9, 0.99)
     )
     ema = Ema(network, config.ema)
-    step = resume_run(found, config, FREE, network, ema, optimizer)
+    step, _ = resume_run(found, config, FREE, network, ema, optimizer)
     log = RunLog(config.out, step)
     dump(config, config.out / "config.yaml")
 

@@ -1,4 +1,4 @@
-"""Labelled images: folders in the RGB-D pair format, and how a pair becomes a training sample."""
+"""Labelled images: what a pair is, and folders in the RGB-D pair format."""
 
 import json
 import zipfile
@@ -8,16 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from depth_model.data.order import generator
-from depth_model.data.perturb import colour_jitter
-from depth_model.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from depth_model.errors import InputError
 from depth_model.images import open_image
-
-_MEAN, _STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 
 
 @dataclass(frozen=True)
@@ -99,78 +92,15 @@ class PairFolder:
         pair = self.read(i)
         return 1 / np.where(pair.disparity > 0, pair.disparity, 1), pair.valid & (pair.disparity > 0)
 
+    def labels(self, i: int) -> np.ndarray:
+        """The class labels uint8 [H, W] of pair `i`, which `depth-control scenes` writes.
 
-def random_crop(pair: Pair, height: int, width: int, least: float, rng: np.random.Generator) -> Pair:
-    """A random window of the aspect `width` / `height`, mirrored half of the time and resized to that size.
-
-    Args:
-        least: the window's share of the largest such window's sides, drawn from [least, 1].
-    """
-    h, w = pair.disparity.shape
-    scale = min(h / height, w / width) * rng.uniform(least, 1)
-    ch, cw = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = rng.integers(h - ch + 1), rng.integers(w - cw + 1)
-    window = np.s_[top : top + ch, left : left + cw]
-    image = np.asarray(Image.fromarray(pair.image[window]).resize((width, height), Image.Resampling.BICUBIC))
-    rows = (np.arange(height) * ch // height + ch // (2 * height))[:, None]
-    columns = np.arange(width) * cw // width + cw // (2 * width)
-    disparity, valid = pair.disparity[window][rows, columns], pair.valid[window][rows, columns]
-    if rng.random() < 0.5:
-        image, disparity, valid = image[:, ::-1], disparity[:, ::-1], valid[:, ::-1]
-    return Pair(pair.name, image, disparity, valid)
-
-
-class LabeledSamples(torch.utils.data.Dataset):
-    """Several folders as one set, each repeated as often as asked; keys are (step, epoch, index) from `order.batches`.
-
-    A sample is a dictionary: pixel_values float32 [3, h, w], disparity float32 [h, w] scaled to [0, 1] over its valid
-    pixels (V1 section 3.1), valid bool [h, w], and problem, empty as a rule. Height and width depend on the step
-    alone, so that a batch has one size. A pair that cannot be read is replaced by an all-invalid sample, which
-    contributes nothing, and its `problem` says why (a loader's worker processes can tell in no other way).
-    """
-
-    def __init__(
-        self,
-        folders: list[tuple[PairFolder, int]],
-        sizes: list[tuple[int, int]],
-        seed: int,
-        least_crop: float,
-        jitter: float,
-    ):
-        self.entries = [(folder, i) for folder, repeat in folders for _ in range(repeat) for i in range(len(folder))]
-        self.sizes, self.seed, self.least_crop, self.jitter = sizes, seed, least_crop, jitter
-        self.memory: dict[tuple[int, int], Pair] = {}
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def _read(self, index: int) -> Pair:
-        folder, i = self.entries[index]
-        key = (id(folder), i)
-        if key not in self.memory:
-            pair = folder.read(i)
-            self.memory[key] = Pair(pair.name, pair.image, pair.disparity.astype(np.float16), pair.valid)
-        return self.memory[key]
-
-    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor | str]:
-        step, epoch, index = key
-        height, width = self.sizes[int(generator(self.seed, 1, step).integers(len(self.sizes)))]
-        rng = generator(self.seed, 2, epoch, index)
+        Raises:
+            InputError: there are none, or the file is damaged.
+        """
+        path = Path(self.folder) / self.rows[i]["depth_file"]
         try:
-            pair = self._read(index)
-        except InputError as error:
-            blank = torch.zeros(height, width)
-            pixels = torch.zeros(3, height, width)
-            return {"pixel_values": pixels, "disparity": blank, "valid": blank.bool(), "problem": str(error)}
-        crop = random_crop(pair, height, width, self.least_crop, rng)
-        image = colour_jitter(crop.image.astype(np.float32) / 255, self.jitter, rng)
-        disparity, valid = crop.disparity.astype(np.float32), crop.valid
-        if valid.any():
-            low, high = disparity[valid].min(), disparity[valid].max()
-            disparity = np.where(valid, (disparity - low) / max(high - low, 1e-8), 0)
-        return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(((image - _MEAN) / _STD).transpose(2, 0, 1))),
-            "disparity": torch.from_numpy(np.ascontiguousarray(disparity, dtype=np.float32)),
-            "valid": torch.from_numpy(np.ascontiguousarray(valid)),
-            "problem": "",
-        }
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["labels"].astype(np.uint8)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: no readable class labels ({error})") from error

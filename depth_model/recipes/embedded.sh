@@ -24,7 +24,7 @@ train() {
     depth-control train-teacher --preset tiny --version v2 --scenes "$out/scenes" \
         ${pairs:+--pairs "$pairs" --pairs-source nyuv2train --pairs-holdout 79 --pairs-repeat 10 --validation-count 79} \
         --batch 32 --aspects 1.3333 1.3333 1.3333 1 1 0.75 1.7778 --jitter 0.25 --weight-decay 0.02 \
-        --optimizer muon --encoder-lr 3e-3 --decoder-lr 3e-3 --save-every 100 --log-every 10 --validate-every 125 "$@"
+        --optimizer muon --encoder-lr 3e-3 --decoder-lr 3e-3 --ema 0.999 --memory 4 --save-every 100 --log-every 10 --validate-every 125 "$@"
 }
 # A smaller input first: more images in the same time.
 train --out "$out/depth84" --lower-bound 84 --steps 1200 --least-crop 0.6 --warmup 60 --seed 1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from depth_model.losses import (
     affine_invariant_loss,
     cutmix_affine_invariant_loss,
+    cutmix_gradient_matching_loss,
     discard_largest,
     feature_alignment_loss,
     gradient_matching_loss,
@@ -184,6 +185,14 @@ def test_cutmix_is_the_area_weighted_sum_of_its_regions():
     valid = mask(5)
     plain = cutmix_affine_invariant_loss(prediction, a, b, everywhere(a), valid, valid)
     torch.testing.assert_close(plain, affine_invariant_loss(prediction, a, valid))
+
+
+def test_gradients_are_matched_within_regions_only():
+    a, b, inside = maps(1), maps(2), box(2, 9, 11)
+    mixed = torch.where(inside, 3 * a + 1, 0.5 * b - 2)
+    assert cutmix_gradient_matching_loss(mixed, a, b, inside).item() == pytest.approx(0, abs=1e-5)
+    plain = cutmix_gradient_matching_loss(maps(0), a, b, everywhere(a))
+    torch.testing.assert_close(plain, gradient_matching_loss(maps(0), a, everywhere(a)))
 
 
 def test_cutmix_ignores_what_is_hidden_or_not_valid():

@@ -1,6 +1,5 @@
 """Supervised training end to end, on a few small scenes."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -10,16 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from depth_model import DepthEstimator
-from depth_model.data.scenes import write_scenes
 from depth_model.errors import InputError
 from depth_model.train_teacher import Config, main
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    list(write_scenes(folder, 6, seed=1, size=64))
-    return folder
+from tests.depth_model.conftest import rows
 
 
 @pytest.fixture
@@ -29,7 +21,7 @@ def config(scenes, tmp_path):
         preset="tiny",
         version="v2",
         scenes=(scenes,),
-        validation=scenes,
+        validation=(scenes,),
         validation_count=2,
         lower_bound=28,
         steps=6,
@@ -43,12 +35,9 @@ def config(scenes, tmp_path):
         save_every=3,
         log_every=1,
         validate_every=3,
+        least_crop=0.6,
+        tracker="",
     )
-
-
-def rows(out):
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def same(one, other):
@@ -73,8 +62,9 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path):
 
     model = DepthEstimator.from_pretrained(straight / "model")
     assert model(Image.new("RGB", (50, 40), "grey")).values.shape == (40, 50)
-    assert all((straight / name).stat().st_size for name in ("config.yaml", "curves.png", "grid.png"))
-    assert {"val_abs_rel", "val_delta1"} <= rows(straight)[3].keys()
+    name = config.validation[0].name
+    assert all((straight / file).stat().st_size for file in ("config.yaml", "curves.png", f"grid_{name}.png"))
+    assert {f"{name}_abs_rel", f"{name}_delta1", f"{name}_loss"} <= rows(straight)[3].keys()
 
     with pytest.raises(InputError, match="decoder_lr: the run was started with 0.0005, now it is 0.001"):
         main(replace(config, decoder_lr=1e-3))
@@ -90,11 +80,11 @@ def test_a_run_starts_from_a_model_and_leaves_out_bad_files(config, scenes, tmp_
     for i in range(6):
         if i != 2:
             (damaged / f"{i:06d}.npz").write_bytes(b"PK")
-    first = replace(config, scenes=(damaged,), steps=3, validation=damaged, validation_count=6)
+    first = replace(config, scenes=(damaged,), steps=3, validation=(damaged,), validation_count=6)
     main(first)
     said = capsys.readouterr().out
     assert "skipped" in said and "000000.npz" in said and "000002.npz" not in said
-    assert rows(first.out)[-1]["val_images"] == 1
+    assert rows(first.out)[-1][f"{damaged.name}_images"] == 1
     main(replace(config, out=tmp_path / "second", init=first.out / "model", steps=1, encoder_lr=0.0, decoder_lr=0.0))
     assert same(tmp_path / "second" / "model" / "model.safetensors", first.out / "model" / "model.safetensors")
 
@@ -103,7 +93,7 @@ def test_a_run_starts_from_a_model_and_leaves_out_bad_files(config, scenes, tmp_
     ("change", "said"),
     [
         ({"preset": "huge"}, "--preset huge: choose one of tiny"),
-        ({"scenes": ()}, "give --pairs DIR or --scenes DIR"),
+        ({"scenes": ()}, "give --labeled NAME=DIR, --pairs DIR or --scenes DIR"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"batch": 0}, "--batch must be at least 1"),
         ({"aspects": (0.0,)}, "--aspects must be ratios"),

@@ -1,0 +1,1 @@
+"""The data engine: images in, pseudo-labels out."""
