@@ -22,6 +22,7 @@ COMMANDS = {
     "label": ("depth_model.engine.label", "label images with a teacher, as shards that a student learns from"),
     "train-student": ("depth_model.train_student", "train a depth model on labelled and pseudo-labelled images"),
     "evaluate": ("depth_model.evaluate", "measure depth models on pairs with known depth"),
+    "measure-input": ("depth_model.measure_input", "whether reading keeps up with training"),
     "train-autoencoder": ("train_controlnet.autoencoder", "train the small autoencoder of the image model"),
     "train-base": ("train_controlnet.base", "train the small text-to-image model"),
     "prepare-controlnet": ("train_controlnet.prepare", "estimate the depth of images for ControlNet training"),
