@@ -80,6 +80,8 @@ class Config:
     """Steps of linear warm-up."""
     cooldown: float = 0.4
     """Share of the steps, at the end, over which the learning rate falls to 0; may be changed when going on."""
+    timestep_shift: float = 1.0
+    """Above 1, noisy steps are drawn more often: layout arises there, texture in the others."""
     snr_gamma: float = 0.0
     """Min-SNR weighting; 0 turns it off. It takes its weight from the noisiest steps, where layout and colour arise."""
     ema: float = 0.999
@@ -261,7 +263,8 @@ def main(config: Config) -> None:
             condition = coarsen(controls[share], 2 ** int(rng.integers(config.coarsest.bit_length())))
             condition = condition.to(accelerator.device)
         noisy, timesteps, target = (
-            tensor[share].to(accelerator.device) for tensor in noised(latents, scheduler, config.seed, step)
+            tensor[share].to(accelerator.device)
+            for tensor in noised(latents, scheduler, config.seed, step, config.timestep_shift)
         )
         with accelerator.autocast():
             prediction = model(noisy, timesteps, ids[share].to(accelerator.device), condition)

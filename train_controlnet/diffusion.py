@@ -5,16 +5,20 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 
-def noised(latents: Tensor, scheduler: SchedulerMixin, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def noised(
+    latents: Tensor, scheduler: SchedulerMixin, seed: int, step: int, shift: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """x_t, the timesteps [B] and the regression target for a batch of latents [B, C, h, w].
 
     Noise and timesteps are a function of (seed, step) alone; timesteps are stratified over the batch, which lowers the
-    variance of the loss. The target is the noise or v = sqrt(a) * noise - sqrt(1 - a) * x (2202.00512, appendix D).
+    variance of the loss. A `shift` s > 1 draws noisy ones more often, u -> s u / (1 + (s - 1) u) of the uniform share u
+    (2403.03206, eq. 23). The target is the noise or v = sqrt(a) * noise - sqrt(1 - a) * x (2202.00512, appendix D).
     """
     draws = torch.Generator().manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(latents.shape, generator=draws).to(latents.device)
     count, batch = scheduler.config.num_train_timesteps, len(latents)
     strata = (torch.arange(batch) + torch.rand(batch, generator=draws)) / batch
+    strata = shift * strata / (1 + (shift - 1) * strata)
     timesteps = (strata * count).long().clamp(max=count - 1).to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v_prediction = scheduler.config.prediction_type == "v_prediction"

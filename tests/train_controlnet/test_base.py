@@ -100,6 +100,14 @@ def test_noise_and_target_agree():
     torch.testing.assert_close(a.sqrt() * noisy - (1 - a).sqrt() * target, latents, atol=1e-4, rtol=1e-4)
 
 
+def test_a_shift_draws_noisy_steps_more_often():
+    scheduler, latents = build_scheduler(), torch.zeros(64, 1, 2, 2)
+    plain, shifted = (noised(latents, scheduler, 0, 0, shift)[1].float() for shift in (1.0, 3.0))
+    # Of the uniform u, 3 u / (1 + 2 u) lies above a half where u is above a quarter.
+    assert (plain > 500).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert (shifted > 500).float().mean() == pytest.approx(0.75, abs=0.05) and shifted.max() < 1000
+
+
 def test_min_snr_weighs_clean_steps_down():
     scheduler = build_scheduler()
     zero, one = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
