@@ -8,6 +8,7 @@ from transformers import DepthAnythingForDepthEstimation, Dinov2Model
 
 from depth_model.errors import InputError
 from depth_model.model_folder import download, quiet
+from depth_model.modeling import check_finite
 
 
 def load_encoder(source: str, flag: str = "--encoder") -> Dinov2Model:
@@ -38,6 +39,7 @@ def load_encoder(source: str, flag: str = "--encoder") -> Dinov2Model:
         raise InputError(
             f"{flag} {source}: {len(missing)} weights of a DINOv2 encoder are missing, such as {missing[:3]}"
         )
+    check_finite(model, f"{flag} {source}")
     return model.requires_grad_(False).eval()
 
 

@@ -33,7 +33,15 @@ from depth_model.losses import (
     gradient_matching_loss,
 )
 from depth_model.run_log import RunLog
-from depth_model.training import Ema, learning_rate_factor, make_accelerator, resume_run, save_run, set_learning_rates
+from depth_model.training import (
+    Ema,
+    learning_rate_factor,
+    make_accelerator,
+    resume_run,
+    same_data,
+    save_run,
+    set_learning_rates,
+)
 from depth_model.training_config import FREE, TrainingConfig, check
 from depth_model.validation import validate
 from depth_model.watch import TERMINATED, Watch
@@ -123,15 +131,18 @@ def main(config: Config) -> None:
     step, state = resume_run(found, config, FREE, student, ema, optimizer)
     model, optimizer = accelerator.prepare(student, optimizer)
     parts = config.accumulate, config.workers
-    samples = PseudoLabeledSamples(
+    unlabeled_samples = PseudoLabeledSamples(
         pseudo, crop_sizes(config), config.seed, config.least_crop, config.perturb, config.cutmix
     )
     unlabeled_loader = micro_batches(
-        samples, config.unlabeled_batch, accelerator, config.seed + 1, step, config.steps, *parts
+        unlabeled_samples, config.unlabeled_batch, accelerator, config.seed + 1, step, config.steps, *parts
     )
-    labeled_loader = config.batch and micro_batches(
-        labeled_samples(config, sets), config.batch, accelerator, config.seed, step, config.steps, *parts
-    )
+    images = {"unlabelled": len(unlabeled_samples)}
+    if config.batch:
+        samples = labeled_samples(config, sets)
+        labeled_loader = micro_batches(samples, config.batch, accelerator, config.seed, step, config.steps, *parts)
+        images["labelled"] = len(samples)
+    same_data(state, images)
     if accelerator.is_main_process:
         log = RunLog(config.out, step)
         dump(config, config.out / "config.yaml")
@@ -177,8 +188,8 @@ def main(config: Config) -> None:
             if not accelerator.is_main_process:
                 continue
             if due[0]:
-                images = config.batch + config.unlabeled_batch
-                log.progress(step, config.steps, images, **means, gradient_norm=norm.item(), skipped=skipped)
+                shown_images = config.batch + config.unlabeled_batch
+                log.progress(step, config.steps, shown_images, **means, gradient_norm=norm.item(), skipped=skipped)
                 accelerator.log(log.rows[-1], step)
             if due[1] and measured:
                 numbers = validate(released(config, network, ema), measured, config.validation_count, config.out)
@@ -186,8 +197,8 @@ def main(config: Config) -> None:
                 accelerator.log(numbers, step)
                 log.plot(config.out / "curves.png")
             if due[2] or watch.stop:
-                skips = {"skipped": watch.skipped}
-                save_run(config.out / "checkpoints", step, config, student, ema, optimizer, skips)
+                more = {"skipped": watch.skipped, **images}
+                save_run(config.out / "checkpoints", step, config, student, ema, optimizer, more)
     accelerator.end_training()
     if watch.stop and step < config.steps:
         print(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on", flush=True)

@@ -22,7 +22,15 @@ from depth_model.errors import InputError
 from depth_model.losses import affine_invariant_loss, gradient_matching_loss, least_squares_loss
 from depth_model.modeling import initialise_patch_embedding
 from depth_model.run_log import RunLog
-from depth_model.training import Ema, learning_rate_factor, make_accelerator, resume_run, save_run, set_learning_rates
+from depth_model.training import (
+    Ema,
+    learning_rate_factor,
+    make_accelerator,
+    resume_run,
+    same_data,
+    save_run,
+    set_learning_rates,
+)
 from depth_model.training_config import FREE, TrainingConfig, check
 from depth_model.validation import validate
 from depth_model.watch import TERMINATED, Watch
@@ -62,6 +70,7 @@ def main(config: Config) -> None:
     optimizer = build_optimizer(config, network)
     ema = Ema(network, config.ema)
     step, state = resume_run(found, config, FREE, network, ema, optimizer)
+    sizes = same_data(state, {"labelled": len(samples)})
     model, optimizer = accelerator.prepare(network, optimizer)
     loader = micro_batches(
         samples, config.batch, accelerator, config.seed, step, config.steps, config.accumulate, config.workers
@@ -114,7 +123,15 @@ def main(config: Config) -> None:
                 accelerator.log(numbers, step)
                 log.plot(config.out / "curves.png")
             if due[2] or watch.stop:
-                save_run(config.out / "checkpoints", step, config, network, ema, optimizer, {"skipped": watch.skipped})
+                save_run(
+                    config.out / "checkpoints",
+                    step,
+                    config,
+                    network,
+                    ema,
+                    optimizer,
+                    {"skipped": watch.skipped, **sizes},
+                )
     accelerator.end_training()
     if watch.stop and step < config.steps:
         print(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on", flush=True)

@@ -23,7 +23,7 @@ def make_accelerator(
     """Devices, processes, mixed precision and trackers of a run.
 
     Args:
-        out: run folder, where trackers write. precision: no, bf16 or fp16. tracker: a name Accelerate knows, or empty.
+        out: run folder, where trackers write. precision: no or bf16. tracker: a name Accelerate knows, or empty.
         peer_timeout: seconds after which a process that waits for another one gives up.
         unused_parameters: some steps leave parameters without a gradient.
 
@@ -186,16 +186,36 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
+def same_data(state: dict, sizes: dict[str, int]) -> dict[str, int]:
+    """Refuses to go on with sets of other sizes, in which the order of the samples would be another one.
+
+    Args:
+        state: of `resume_run`. sizes: images in each set by name; returned, for `save_run`.
+
+    Raises:
+        InputError: naming the first set that differs.
+    """
+    for name, size in sizes.items():
+        if state.get(name, size) != size:
+            raise InputError(
+                f"the run was started with {state[name]} {name} images, now there are {size}; bring the data back to "
+                "go on with it, or give another --out to start a new run"
+            )
+    return sizes
+
+
 def frozen_difference(saved: dict, current: dict, free: tuple[str, ...]) -> None:
     """Refuses to resume a run under other settings than it was started with, but for the keys in `free`.
 
     Raises:
-        InputError: naming the first key that differs, with both values.
+        InputError: naming each key that differs, with both values.
     """
     saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
-    for key in sorted(saved.keys() | current.keys()):
-        if key not in free and saved.get(key) != current.get(key):
-            raise InputError(
-                f"{key}: the run was started with {saved.get(key)!r}, now it is {current.get(key)!r}; "
-                "give the old value to go on with it, or another --out to start a new run"
-            )
+    keys = sorted(saved.keys() | current.keys())
+    if wrong := [key for key in keys if key not in free and saved.get(key) != current.get(key)]:
+        differences = (
+            f"{key}: the run was started with {saved.get(key)!r}, now it is {current.get(key)!r}" for key in wrong
+        )
+        raise InputError(
+            f"{'; '.join(differences)}; give the old value to go on with it, or another --out to start a new run"
+        )

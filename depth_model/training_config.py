@@ -68,7 +68,7 @@ class TrainingConfig:
     """Largest global gradient norm."""
     ema: float = 0.0
     """Decay of the averaged weights that become the released model, such as 0.999; 0 for none."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     """Mixed precision."""
     gradient_checkpointing: bool = False
     """Compute the encoder's activations twice to save memory."""

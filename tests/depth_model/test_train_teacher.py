@@ -74,6 +74,13 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path):
     assert rows(straight) == rows(killed), "a finished run has nothing left to do"
 
 
+def test_numbers_go_to_tensorboard_out_of_the_box(config):
+    main(replace(config, steps=1, validation=(), tracker="tensorboard"))
+    assert list((config.out / "depth_model").glob("events.*"))
+    with pytest.raises(InputError, match="--tracker nonsense"):
+        main(replace(config, tracker="nonsense", resume="auto"))
+
+
 def test_a_run_starts_from_a_model_and_leaves_out_bad_files(config, scenes, tmp_path, capsys):
     damaged = tmp_path / "damaged"
     shutil.copytree(scenes, damaged)

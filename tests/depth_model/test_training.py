@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from depth_model.errors import InputError
-from depth_model.training import Ema, frozen_difference, learning_rate_factor, parameter_groups
+from depth_model.training import Ema, frozen_difference, learning_rate_factor, parameter_groups, same_data
 
 
 def test_plain_linear_decay():
@@ -67,6 +67,8 @@ def test_other_settings_are_refused_by_name():
     frozen_difference(saved, {"lr": 0.1, "sizes": [1, 2], "out": "b", "seed": 0}, free=("out",))
     with pytest.raises(InputError, match="lr: the run was started with 0.1, now it is 0.2"):
         frozen_difference(saved, saved | {"lr": 0.2}, free=("out",))
+    with pytest.raises(InputError, match="lr: .* 0.1, now it is 0.2; seed: .* 0, now it is 1"):
+        frozen_difference(saved, saved | {"lr": 0.2, "seed": 1}, free=())
     with pytest.raises(InputError, match="clip"):
         frozen_difference(saved, saved | {"clip": 1.0}, free=())
 
@@ -83,3 +85,9 @@ def test_without_an_average_the_weights_stay():
     ema.update(model, 0)
     ema.load_into(model)
     assert not ema.tensors and model.weight.item() == before
+
+
+def test_sets_of_another_size_are_refused():
+    assert same_data({}, {"labelled": 6}) == same_data({"labelled": 6}, {"labelled": 6}) == {"labelled": 6}
+    with pytest.raises(InputError, match="started with 6 labelled images, now there are 7"):
+        same_data({"labelled": 6}, {"labelled": 7})
