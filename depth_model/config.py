@@ -26,6 +26,9 @@ from depth_model.errors import InputError, RunError
 
 ConfigT = TypeVar("ConfigT")
 
+PACKAGED = Path(__file__).parent / "configs"
+"""Configs that come with the package; `--config NAME.yaml` finds them when the current folder has no such file."""
+
 _POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
 _EXPECTED = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "text"}
 
@@ -158,8 +161,10 @@ def _take_config_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _load_yaml(file: str) -> dict:
+    packaged = PACKAGED / file
+    path = packaged if Path(file).name == file and not Path(file).exists() and packaged.exists() else Path(file)
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"--config {file}: cannot be read ({reason})") from None

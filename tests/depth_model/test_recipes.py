@@ -27,6 +27,15 @@ def test_configs_are_read_and_hold_the_published_values(file):
         assert config.steps * config.unlabeled_batch == pytest.approx(62e6, rel=0.01)
 
 
+def test_packaged_configs_are_found_by_name_and_own_files_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(train_student.Config, ["--config", "vits.yaml"], "test").steps == 484000
+    (tmp_path / "vits.yaml").write_text("steps: 7\n")
+    assert parse(train_student.Config, ["--config", "vits.yaml"], "test").steps == 7
+    with pytest.raises(InputError, match="vitx.yaml: cannot be read"):
+        parse(train_student.Config, ["--config", "vitx.yaml"], "test")
+
+
 def test_the_table_needs_all_four_runs(tmp_path):
     (tmp_path / "unseen.json").write_text('{"runs/teacher/model": {"abs_rel": 0.1, "delta1": 0.9, "images": 3}}')
     with pytest.raises(InputError, match="unseen.json: not the numbers of the recipe's four runs"):
