@@ -11,6 +11,7 @@ from depth_model.data.transforms import network_size
 from depth_model.encoder import initialise_from_encoder, load_encoder
 from depth_model.errors import InputError
 from depth_model.estimator import DepthEstimator
+from depth_model.model_folder import default_processor
 from depth_model.modeling import PRESETS, build_model, initialise_encoder
 from depth_model.muon import Muon, muon_groups
 from depth_model.training import Ema, parameter_groups
@@ -90,8 +91,9 @@ def build_optimizer(
 
 
 def released(config: TrainingConfig, network: DepthAnythingForDepthEstimation, ema: Ema) -> DepthEstimator:
-    """A copy of the network with the averaged weights, if there are any, on its device."""
+    """A copy of the network with the averaged weights, if there are any, on its device; it takes images as trained."""
     averaged = build_model(config.preset, config.version)
     averaged.load_state_dict(network.state_dict())
     ema.load_into(averaged)
-    return DepthEstimator(averaged, device=next(network.parameters()).device)
+    processor = default_processor(averaged.config, config.lower_bound)
+    return DepthEstimator(averaged, processor, next(network.parameters()).device)

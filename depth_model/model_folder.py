@@ -18,9 +18,9 @@ _HUB_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "
 _HUB_TIMEOUT = 10  # seconds to wait for an answer
 
 
-def default_processor(config: DepthAnythingConfig) -> DPTImageProcessorPil:
-    """Return the preprocessing that belongs to a network: its own input size, ImageNet statistics."""
-    lower_bound = config.backbone_config.image_size
+def default_processor(config: DepthAnythingConfig, lower_bound: int | None = None) -> DPTImageProcessorPil:
+    """Return the preprocessing of a network: ImageNet statistics and the shortest side `lower_bound`, its own if None."""
+    lower_bound = lower_bound or config.backbone_config.image_size
     return DPTImageProcessorPil(
         size={"height": lower_bound, "width": lower_bound},
         ensure_multiple_of=PATCH,

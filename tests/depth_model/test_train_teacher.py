@@ -62,6 +62,7 @@ def test_a_killed_run_goes_on_bit_for_bit(config, tmp_path):
 
     model = DepthEstimator.from_pretrained(straight / "model")
     assert model(Image.new("RGB", (50, 40), "grey")).values.shape == (40, 50)
+    assert model.preprocess(Image.new("RGB", (50, 50))).shape == (1, 3, 28, 28), "as trained"
     name = config.validation[0].name
     assert all((straight / file).stat().st_size for file in ("config.yaml", "curves.png", f"grid_{name}.png"))
     assert {f"{name}_abs_rel", f"{name}_delta1", f"{name}_loss"} <= rows(straight)[3].keys()
