@@ -19,7 +19,7 @@ _HUB_TIMEOUT = 10  # seconds to wait for an answer
 
 
 def default_processor(config: DepthAnythingConfig, lower_bound: int | None = None) -> DPTImageProcessorPil:
-    """Return the preprocessing of a network: ImageNet statistics and the shortest side `lower_bound`, its own if None."""
+    """Return the preprocessing of a network: ImageNet statistics, shortest side `lower_bound`, its own if None."""
     lower_bound = lower_bound or config.backbone_config.image_size
     return DPTImageProcessorPil(
         size={"height": lower_bound, "width": lower_bound},
