@@ -5,13 +5,14 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -89,6 +90,17 @@ def assert_same(one, other, last):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
 
 
+def kill(process):
+    """Kills a run with all its processes, which torchrun puts into sessions of their own."""
+    with suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+    process.communicate()
+
+
 def kill_at_random(config, processes, kills, seed):
     """Kills the whole process group at random moments after its first step, then lets it finish."""
     draws = random.Random(seed)
@@ -102,8 +114,7 @@ def kill_at_random(config, processes, kills, seed):
                 break
             time.sleep(0.01)
         time.sleep(draws.uniform(0, 0.6))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
     finish(config, processes)
 
 
@@ -159,8 +170,7 @@ def test_a_lost_process_ends_the_run(config):
     process = start(config, 2)
     while not (config.out / "log.jsonl").exists() or not rows(config.out):
         time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    psutil.Process(process.pid).children()[-1].kill()
     began = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - began < 40
