@@ -1,4 +1,4 @@
-"""Unlabelled images: folder trees, tar shards, LMDB databases, and the paper's eight sets by name (V1 table 1).
+"""Unlabelled images: folder trees, lists, tar shards, LMDB databases, and the paper's eight sets by name (V1 table 1).
 
 Each source has `len(source)`, `source.name(i)`, which is unique and stays the same, and `source.encoded(i)`, the bytes
 as they are stored; `depth_model.images.open_image` decodes and checks them. Listing opens no image, and a source holds
@@ -14,7 +14,6 @@ import re
 import stat
 import threading
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -61,17 +60,39 @@ class ImageTree:
         Raises:
             InputError: missing, not a file, not readable, empty, above `shards.MAX_BYTES`, or not `shards.storable`.
         """
-        path = os.path.join(self.folder, self.name(i))
+        return _read_file(os.path.join(self.folder, self.name(i)), self.name(i))
+
+
+class ImageList:
+    """The images that a text file lists, a path a line, from the file's folder or absolute; empty lines are left out.
+
+    Raises:
+        InputError: a list that cannot be read, or without a line.
+    """
+
+    def __init__(self, file: str | os.PathLike):
+        self.folder = os.path.dirname(os.fspath(file))
+        self._paths = _Strings()
         try:
-            status = os.stat(path)
-            # A named pipe would wait for ever.
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: not a file")
-            _check(self.name(i), status.st_size, path)
-            with open(path, "rb") as file:
-                return file.read()
+            with open(file, "rb") as lines:
+                for line in lines:
+                    if line.strip():
+                        self._paths.append(line.rstrip(b"\r\n"))
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            raise InputError(f"{file}: cannot be read ({error.strerror}); list=FILE has a path a line") from error
+        if not len(self):
+            raise InputError(f"{file}: lists no image; write a path a line")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        """The path of image `i` as it is listed, without what makes it absolute."""
+        return os.path.normpath(os.fsdecode(self._paths[i])).lstrip("/")
+
+    def encoded(self, i: int) -> bytes:
+        """The file of image `i`; see `ImageTree.encoded`."""
+        return _read_file(os.path.join(self.folder, os.fsdecode(self._paths[i])), self.name(i))
 
 
 class TarShards:
@@ -80,20 +101,16 @@ class TarShards:
     Every header is read once, when the source is made: 10 to 20 microseconds for each member, and the disk.
 
     Args:
-        shards: a folder, for all `*.tar` below it, or a list of files.
+        folder: where the shards are.
+        shards: paths from there, as `list_shards` gives them; all by default.
 
     Raises:
-        InputError: a shard that `shards.index_shard` refuses, two of one name in a list, or no images.
+        InputError: a shard that `shards.index_shard` refuses, or no images.
     """
 
-    def __init__(self, shards: str | os.PathLike | Sequence[str | os.PathLike]):
-        if isinstance(shards, str | os.PathLike):
-            self.shards = list(_files(shards, {".tar"}))
-            self._paths = [os.path.join(shards, shard) for shard in self.shards]
-        else:
-            self.shards, self._paths = [os.path.basename(shard) for shard in shards], [os.fspath(s) for s in shards]
-        if twice := next((shard for shard, count in Counter(self.shards).items() if count > 1), None):
-            raise InputError(f"{twice}: two shards of this name in the list; give the folder above them instead")
+    def __init__(self, folder: str | os.PathLike, shards: Sequence[str] | None = None):
+        self.shards = list_shards(folder) if shards is None else list(shards)
+        self._paths = [os.path.join(folder, shard) for shard in self.shards]
         self._names, self._shard, self._offset, self._size = _Strings(), array("I"), array("Q"), array("Q")
         for number, path in enumerate(self._paths):
             for member in sorted((m for m in index_shard(path) if _chosen(m.name, SUFFIXES)), key=attrgetter("name")):
@@ -102,14 +119,18 @@ class TarShards:
                 self._offset.append(member.offset)
                 self._size.append(member.size)
         if not len(self):
-            raise InputError(f"{shards}: no images in plain .tar files; take images=DIR for a folder")
+            raise InputError(f"{folder}: no images in plain .tar files; take images=DIR for a folder")
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, i: int) -> str:
-        """`SHARD/MEMBER` of image `i`; a shard is called by its path from the folder, or in a list by its file name."""
+        """`SHARD/MEMBER` of image `i`; a shard is called by its path from the folder."""
         return f"{self.shards[self._shard[i]]}/{self._names[i].decode()}"
+
+    def member(self, i: int) -> Member:
+        """Where image `i` is in its shard."""
+        return Member(self._names[i].decode(), self._offset[i], self._size[i])
 
     def encoded(self, i: int) -> bytes:
         """The member of image `i`.
@@ -118,7 +139,7 @@ class TarShards:
             InputError: empty, above `shards.MAX_BYTES`, or a shard that has changed since it was indexed.
         """
         path = self._paths[self._shard[i]]
-        member = Member(self._names[i].decode(), self._offset[i], self._size[i])
+        member = self.member(i)
         _check(member.name, member.size, f"{path}: {member.name}")
         return read_member(path, member)
 
@@ -171,11 +192,12 @@ class Lmdb:
             return bytes(value)
 
 
-Unlabeled = ImageTree | TarShards | Lmdb
+Unlabeled = ImageTree | ImageList | TarShards | Lmdb
 
 # Reader, and where the training images are below DIR: the first of these folders that exists, else DIR itself.
 _SETS: dict[str, tuple[Callable[[Path], Unlabeled], tuple[str, ...]]] = {
     "images": (ImageTree, ()),
+    "list": (ImageList, ()),
     "tar": (TarShards, ()),
     "lmdb": (Lmdb, ()),
     "bdd100k": (functools.partial(ImageTree, every=10), ("train",)),
@@ -190,7 +212,13 @@ _SETS: dict[str, tuple[Callable[[Path], Unlabeled], tuple[str, ...]]] = {
 
 
 def open_unlabeled(spec: str) -> Unlabeled:
-    """The source that `NAME=DIR` means: `images`, `tar` or `lmdb` for the three readers, or one of the paper's sets.
+    """The source that `NAME=DIR` means; see `locate`."""
+    reader, folder = locate(spec)
+    return reader(folder)
+
+
+def locate(spec: str) -> tuple[Callable[[Path], Unlabeled], Path]:
+    """Reader and folder that `NAME=DIR` means: `images`, `list`, `tar` or `lmdb`, or one of the paper's sets.
 
     Where DIR has a folder `train`, a set is that folder. Layouts, and how sure they are (facts 1.3):
 
@@ -222,7 +250,7 @@ def open_unlabeled(spec: str) -> Unlabeled:
         held_out = (root / part for part in ("val", "validation", "test"))
         if found := next((part for part in held_out if part.is_dir()), None):
             raise InputError(f"{found}: is beside no folder {training[0]}; name the folder of the training images")
-    return reader(chosen)
+    return reader, chosen
 
 
 class _Strings:
@@ -254,6 +282,30 @@ def _check(name: str, size: int, where: str) -> None:
         raise InputError(f"{where}: a shard cannot hold the name {name!r}; rename the image")
     if not 0 < size <= MAX_BYTES:
         raise InputError(f"{where}: {size} bytes; an image has at least one and at most {MAX_BYTES >> 20} MiB")
+
+
+def _read_file(path: str, name: str) -> bytes:
+    try:
+        status = os.stat(path)
+        # A named pipe would wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a file")
+        _check(name, status.st_size, path)
+        with open(path, "rb") as file:
+            return file.read()
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path!r}: not a path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def list_shards(folder: str | os.PathLike) -> list[str]:
+    """Sorted paths from `folder` of all `*.tar` below it; none is opened.
+
+    Raises:
+        InputError: a folder that cannot be listed.
+    """
+    return list(_files(folder, {".tar"}))
 
 
 def _files(folder: str | os.PathLike, suffixes: Collection[str]) -> Iterator[str]:

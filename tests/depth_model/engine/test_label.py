@@ -11,7 +11,6 @@ from PIL import Image
 
 from depth_model import DepthEstimator
 from depth_model.data.pseudo import PseudoLabeled
-from depth_model.data.unlabeled import open_unlabeled
 from depth_model.engine.label import Config, main
 from depth_model.errors import InputError
 
@@ -22,11 +21,11 @@ def config(photos, teacher, tmp_path):
 
 
 def shards(folder):
-    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.tar"))}
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "labels.json"}
 
 
 def test_a_label_is_the_teachers_map_in_16_bits(labels, photos, teacher):
-    pseudo = PseudoLabeled(open_unlabeled(f"images={photos}"), labels)
+    pseudo = PseudoLabeled(f"images={photos}", labels)
     estimator = DepthEstimator.from_pretrained(teacher)
     assert len(pseudo) == 7 and pseudo.name(0) == "b/000000.png"
     for i in range(len(pseudo)):
@@ -37,16 +36,20 @@ def test_a_label_is_the_teachers_map_in_16_bits(labels, photos, teacher):
 
 
 def test_shards_are_plain_tars_with_16_bit_pngs_and_a_quarantine(labels):
-    assert [file.name for file in sorted(labels.iterdir())] == [
-        *(f"labels-00000{i}.tar" for i in range(3)),
-        "labels.json",
-    ]
+    kinds = {
+        0: (".json", ".npy", ".quarantine.json", ".tar"),
+        1: (".json", ".npy", ".tar"),
+        2: (".json", ".npy", ".tar"),
+    }
+    files = [f"labels-{unit:06d}{kind}" for unit, suffixes in kinds.items() for kind in suffixes]
+    assert sorted(file.name for file in labels.iterdir()) == sorted([*files, "labels.json"])
     with tarfile.open(labels / "labels-000000.tar", "r:") as shard:
         names = shard.getnames()
-        assert names == ["b/000000.png.png", "b/000001.png.png", "quarantine.json"]
+        assert sorted(names) == ["b/000000.png.png", "b/000001.png.png"]
         with Image.open(io.BytesIO(shard.extractfile(names[0]).read())) as picture:
             assert picture.mode == "I;16" and "depth-control" in picture.info
-        assert list(json.load(shard.extractfile("quarantine.json"))) == ["a.jpg"]
+    quarantine = json.loads((labels / "labels-000000.quarantine.json").read_text())
+    assert list(quarantine) == ["a.jpg"] and "not an image" in quarantine["a.jpg"]
     made_by = json.loads((labels / "labels.json").read_text())
     assert made_by["images"] == 8 and len(made_by["teacher_sha256"]) == 64
 
@@ -55,11 +58,11 @@ def test_what_is_missing_is_made_again_with_the_same_bytes(config, labels):
     main(config)
     straight = shards(config.out)
     assert straight == shards(labels), "batches change nothing"
-    (config.out / "labels-000001.tar").unlink()
+    (config.out / "labels-000001.json").unlink()
     (config.out / "labels-000001.tar.tmp-0").write_bytes(b"half")
     (config.out / "labels-000000.tar").write_bytes(b"kept")
     main(config)
-    assert shards(config.out) == straight | {"labels-000000.tar": b"kept"}
+    assert shards(config.out) == straight | {"labels-000000.tar": b"kept"}, "and nothing half is left"
 
 
 def test_labels_of_another_teacher_or_source_are_not_mixed(config, labels, photos, scenes):
@@ -68,7 +71,7 @@ def test_labels_of_another_teacher_or_source_are_not_mixed(config, labels, photo
     with pytest.raises(InputError, match="teacher_sha256"):
         main(replace(config, out=labels, teacher="embedded"))
     with pytest.raises(InputError, match="labels of 8 images, the source has 6"):
-        PseudoLabeled(open_unlabeled(f"images={scenes}"), labels)
+        PseudoLabeled(f"images={scenes}", labels)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +91,4 @@ def test_wrong_settings_are_refused(config, change, said):
 
 def test_a_folder_without_labels_is_refused(photos, tmp_path):
     with pytest.raises(InputError, match="no labels there"):
-        PseudoLabeled(open_unlabeled(f"images={photos}"), tmp_path)
+        PseudoLabeled(f"images={photos}", tmp_path)
