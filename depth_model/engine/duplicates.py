@@ -54,7 +54,7 @@ def hash_codes(picture: Image.Image) -> np.ndarray:
     # The mean brightness says nothing.
     bits[:, 0, 0] = False
     ordered = np.concatenate([bits[:, _IS_LOW], bits[:, ~_IS_LOW]], axis=1)
-    return np.packbits(ordered, axis=1).view(np.uint64)
+    return np.ascontiguousarray(np.packbits(ordered, axis=1)).view(np.uint64)
 
 
 def distances(codes: np.ndarray, query: np.ndarray) -> np.ndarray:

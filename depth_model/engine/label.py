@@ -137,15 +137,16 @@ def _write_first(file: Path, data: bytes) -> None:
         own.unlink()
 
 
-def _label_one(number: int, config: Config, made_by: dict) -> list[tuple[str, str]]:
-    """A task on another machine; its process keeps the teacher and the list of units for the next one."""
-    return list(_label(config, [number], made_by))
-
-
-def _label(config: Config, numbers: Iterable[int], made_by: dict) -> Iterator[tuple[str, str]]:
+def _label(config: Config, units: Units, numbers: Iterable[int], made_by: dict) -> Iterator[tuple[str, str]]:
     estimator = _teacher(config.teacher, config.device, config.dtype)
     options = Options(config.out, config.batch, config.flip, config.threads, made_by)
-    return label_units(_units(config.images, config.per_shard), numbers, estimator, options)
+    return label_units(units, numbers, estimator, options)
+
+
+def _label_one(name: str, config: Config, made_by: dict) -> list[tuple[str, str]]:
+    """A task on another machine; its process keeps the teacher and the list of units for the next one."""
+    units = _units(config.images, config.per_shard)
+    return list(_label(config, units, [units.names.index(name)], made_by))
 
 
 def main(config: Config) -> None:
@@ -160,7 +161,7 @@ def main(config: Config) -> None:
         raise InputError("--images is missing: give tar=DIR for shards, or images=DIR for a folder tree")
     if config.batch < 1 or config.per_shard < 1 or config.threads < 0:
         raise InputError("--batch and --per-shard must be at least 1, --threads at least 0")
-    units = _units(config.images, config.per_shard)
+    units = Units(config.images, config.per_shard)
     if units.source is None and config.out.resolve().is_relative_to(Path(units.folder).resolve()):
         raise InputError(f"--out {config.out} is in the folder of the shards, where labels would be taken for images")
     estimator = _teacher(config.teacher, config.device, config.dtype)
@@ -175,9 +176,9 @@ def main(config: Config) -> None:
         images = f"{name}={Path(folder).expanduser().resolve()}"
         teacher = str(Path(config.teacher).resolve()) if Path(config.teacher).exists() else config.teacher
         absolute = replace(config, out=config.out.resolve(), images=images, teacher=teacher)
-        results = run_on_ray(_label_one, (absolute, made_by), pending, config)
+        results = run_on_ray(_label_one, [units.names[number] for number in pending], (absolute, made_by), config)
     else:
-        results = _label(config, pending, made_by)
+        results = _label(config, units, pending, made_by)
     bar = tqdm(results, desc="units", initial=len(units) - len(pending), total=len(units), mininterval=10)
     failed = {name: problem for name, problem in bar if problem}
     if failed:

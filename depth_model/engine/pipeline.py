@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, groupby, takewhile
+from itertools import chain, groupby, islice, takewhile
 from pathlib import Path
 from time import sleep
 
@@ -101,7 +101,7 @@ def _predict(entries: Iterable[_Entry], estimator: DepthEstimator, batch: int, f
         if shape is None:
             yield from group
             continue
-        while chosen := [entry for entry, _ in zip(group, range(batch), strict=False)]:
+        while chosen := list(islice(group, batch)):
             pixels = torch.cat([entry[2] for entry in chosen])
             try:
                 maps = estimator.predict_tensor(pixels, check=False).cpu().numpy()

@@ -1,11 +1,10 @@
 """Units of work as tasks on a Ray cluster: retries, lost workers and machines, and fractions of a GPU are Ray's."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Protocol
 
 from depth_model.errors import InputError
-
-Result = TypeVar("Result")
 
 RETRIES = 10
 """How often Ray starts a task again whose worker died; after that its unit counts as failed."""
@@ -22,12 +21,12 @@ class RaySettings(Protocol):
 
 
 def run_on_ray(
-    task: Callable[..., list[Result]], arguments: tuple, numbers: Iterable[int], settings: RaySettings
-) -> Iterator[Result | tuple[str, str]]:
-    """The results of `task(number, *arguments)` for all numbers, in the order in which they end.
+    task: Callable[..., list[tuple[str, str]]], units: list[str], arguments: tuple, settings: RaySettings
+) -> Iterator[tuple[str, str]]:
+    """The results of `task(unit, *arguments)` for all units, in the order in which they end.
 
-    A task whose worker dies more than `RETRIES` times, as one would on an image that kills its decoder, gives
-    (its number, what happened).
+    A task whose worker dies more than `RETRIES` times, as one would on an image that kills its decoder, gives its unit
+    and what happened.
 
     Raises:
         InputError: no Ray, or no cluster at the address.
@@ -47,22 +46,22 @@ def run_on_ray(
     if gpus is None:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
     remote = ray.remote(task).options(num_cpus=settings.cpus, num_gpus=gpus, max_retries=RETRIES)
-    waiting, numbers = {}, iter(numbers)
+    left, waiting = iter(units), {}
     try:
         while True:
-            while len(waiting) < _IN_FLIGHT and (number := next(numbers, None)) is not None:
-                waiting[remote.remote(number, *arguments)] = number
+            for unit in islice(left, _IN_FLIGHT - len(waiting)):
+                waiting[remote.remote(unit, *arguments)] = unit
             if not waiting:
                 return
             ended, _ = ray.wait(list(waiting), num_returns=1)
             for reference in ended:
-                number = waiting.pop(reference)
+                unit = waiting.pop(reference)
                 try:
                     yield from ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     # What the task itself raised keeps its meaning for the command line.
                     raise error.cause from None
                 except ray.exceptions.RayError as error:
-                    yield f"unit {number}", " ".join(str(error).split())
+                    yield unit, " ".join(str(error).split())
     finally:
         ray.shutdown()

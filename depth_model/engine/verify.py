@@ -40,10 +40,12 @@ def check_unit(folder: Path, units: Units, number: int) -> list[str]:
     files = files_of(folder, name)
     if not files["done"].exists():
         return [f"{name}: not labelled yet; run the same label command again"]
+    found = []
     try:
-        return [f"{name}: {problem}" for problem in _problems(files, units, number)]
+        found.extend(_problems(files, units, number))
     except (InputError, OSError, KeyError) as error:
-        return [f"{name}: {error}"]
+        found.append(error)
+    return [f"{name}: {problem}" for problem in found]
 
 
 def _problems(files: dict[str, Path], units: Units, number: int) -> Iterable[str]:
