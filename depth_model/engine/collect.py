@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,7 @@ class Kept:
 
     def __init__(self, sources: Sources, limit: float):
         self._sources, self._limit = sources, limit
-        self._index, self._numbers = HashIndex(), []
+        self._index, self._numbers = HashIndex(), array("Q")
 
     def add(self, number: int, code: np.ndarray) -> None:
         """Image `number` was kept; `code` is its hash [4]."""
