@@ -190,4 +190,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_module(Config, main, "depth_model.engine.label")
+    # By the name under which the workers of Ray import it.
+    from depth_model.engine import label
+
+    run_module(label.Config, label.main, "depth_model.engine.label")

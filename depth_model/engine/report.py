@@ -76,7 +76,7 @@ class Report:
             for place, number in enumerate(sorted(self._samples.get(kind, ()))):
                 sheet.paste(_tile(encoded, number), (_LABEL + place * (_TILE + 4), y))
             y += _TILE + 4
-        sheet.save(path)
+        sheet.save(path, compress_level=1)
 
     @staticmethod
     def _bar(canvas: ImageDraw.ImageDraw, y: int, name: str, parts: list, most: int, width: int) -> None:

@@ -247,7 +247,11 @@ def test_many_kills_and_a_second_engine_change_nothing(teacher, tmp_path):
         engines = [fork.Process(target=main, args=(killed,)) for _ in range(2)]
         for engine in engines:
             engine.start()
-        time.sleep(rng.uniform(0.1, 0.6))
+        # Spread over the whole run, however fast the machine is.
+        wanted, deadline = len(list(killed.out.glob("*.npy"))) + rng.randint(0, 3), time.monotonic() + 30
+        while len(list(killed.out.glob("*.npy"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
         for engine in engines:
             if engine.is_alive():
                 os.kill(engine.pid, signal.SIGKILL)
