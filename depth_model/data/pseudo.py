@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from depth_model.data.shards import Member, read_member
-from depth_model.data.units import PROVENANCE, Units, files_of, read_json, read_table
+from depth_model.data.units import PROVENANCE, Units, done_at, files_of, read_json, read_table
 from depth_model.depth_map import DepthMap
 from depth_model.errors import InputError
 from depth_model.images import open_image
@@ -46,9 +46,9 @@ class PseudoLabeled:
             raise InputError(f"{folder}: no label belongs to an image of {images}; give the images that were labelled")
 
     def _count(self, number: int) -> int:
-        done = files_of(self.folder, self.units.names[number])["done"]
-        if not done.exists():
+        if done_at(self.folder, self.units.names[number]) is None:
             return 0
+        done = files_of(self.folder, self.units.names[number])["done"]
         entry, shard = read_json(done), self.units.path(number)
         if shard is not None and entry.get("input_bytes") != shard.stat().st_size:
             raise InputError(f"{shard}: has changed since it was labelled; remove {done} and label it again")

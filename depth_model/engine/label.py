@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from depth_model.config import run_module
 from depth_model.data.shards import write_file
-from depth_model.data.units import PROVENANCE, Units, files_of, read_json
+from depth_model.data.units import PROVENANCE, Units, done_at, read_json
 from depth_model.engine.pipeline import Options, label_units
 from depth_model.engine.runner import run_on_ray
 from depth_model.errors import InputError, RunError
@@ -167,7 +167,7 @@ def main(config: Config) -> None:
     estimator = _teacher(config.teacher, config.device, config.dtype)
     made_by = _provenance(config, estimator, units)
     _claim(config, made_by, units)
-    pending = [i for i, name in enumerate(units.names) if not files_of(config.out, name)["done"].exists()]
+    pending = [i for i, name in enumerate(units.names) if done_at(config.out, name) is None]
     # No draw that anyone repeats: engines that start together on one folder seldom meet on a unit.
     random.Random().shuffle(pending)
     if config.runner == "ray":

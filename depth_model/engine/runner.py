@@ -36,7 +36,7 @@ def run_on_ray(
     except ImportError:
         raise InputError('--runner ray needs a package: pip install "depth-control[ray]"') from None
     try:
-        ray.init(address=settings.address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        ray.init(address=settings.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError) as error:
         raise InputError(
             f"--address {settings.address}: no Ray cluster there ({error}); start one with `ray start --head`, or give "

@@ -3,12 +3,13 @@
 depth-control status --labels runs/labels
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from depth_model.config import run_module
-from depth_model.data.units import PROVENANCE, files_of, read_json
+from depth_model.data.units import PROVENANCE, done_at, files_of, read_json
 from depth_model.errors import InputError
 
 _RECENT = 100
@@ -63,13 +64,11 @@ def status(folder: Path) -> Status:
         raise InputError(f"--labels {folder}: no labels there ({error}); depth-control label makes them") from None
     ended, quarantined = [], 0
     for unit in units:
-        files = files_of(folder, unit)
-        try:
-            ended.append((files["done"].stat().st_mtime, unit))
-        except FileNotFoundError:
-            continue
-        if files["quarantine"].exists():
-            quarantined += len(read_json(files["quarantine"]))
+        when = done_at(folder, unit)
+        if when is not None:
+            ended.append((when, unit))
+            if os.path.exists(f"{folder}/{unit}.quarantine.json"):
+                quarantined += len(read_json(f"{folder}/{unit}.quarantine.json"))
     newest = sorted(ended)[-_RECENT:]
     images = [read_json(files_of(folder, unit)["done"])["images"] for _, unit in newest]
     span = newest[-1][0] - newest[0][0] if newest else 0.0

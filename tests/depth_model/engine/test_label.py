@@ -296,7 +296,10 @@ def test_ray_gives_the_same_bytes_when_its_workers_are_killed(teacher, tmp_path)
         "import ray, sys, time; ray.init(address='local', num_cpus=2, include_dashboard=False); "
         "print('ready', flush=True); sys.stdin.read()"
     )
-    cluster = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    # A busy machine starts a cluster slowly.
+    patient = {**os.environ, "RAY_raylet_start_wait_time_s": "300"}
+    cluster = subprocess.Popen([sys.executable, "-c", script], env=patient, **pipes)
     killed = []
 
     def kill_workers():
@@ -308,13 +311,13 @@ def test_ray_gives_the_same_bytes_when_its_workers_are_killed(teacher, tmp_path)
                     time.sleep(2)
             time.sleep(0.05)
 
+    killer = threading.Thread(target=kill_workers)
     try:
-        assert "ready" in cluster.stdout.readline()
-        killer = threading.Thread(target=kill_workers)
+        while "ready" not in (line := cluster.stdout.readline()):
+            assert line, "the cluster has ended"
         killer.start()
         main(on_ray)
     finally:
         cluster.communicate(timeout=60)
-        killer.join()
     assert killed and shards(on_ray.out) == shards(config.out)
     check_accounts(images, on_ray.out)
