@@ -113,10 +113,11 @@ class DepthMap:
         """Write `colorize()` to an image file."""
         self.colorize().save(path)
 
-    def save_png(self, path: str | os.PathLike | BinaryIO) -> None:
+    def save_png(self, path: str | os.PathLike | BinaryIO, effort: int = 6) -> None:
         """Write a 16-bit grey PNG, near = white, from which `load` restores the values to 16-bit precision.
 
-        Codes 1 to 65535 are `nearness()`, 0 is not valid; kind and range stand in the PNG text.
+        Codes 1 to 65535 are `nearness()`, 0 is not valid; kind and range stand in the PNG text. `effort` is zlib's, 0
+        to 9: 1 takes a fifth of the time of 6, for 4 % more bytes.
         """
         _, far, near = self._disparity_range()
         codes = np.round(self.nearness() * np.float32(_NEAR_CODE - _FAR_CODE)).astype(np.uint16) + np.uint16(_FAR_CODE)
@@ -124,7 +125,7 @@ class DepthMap:
             codes[~self.valid] = 0
         text = PngInfo()
         text.add_text(_NOTE, json.dumps({"kind": self.kind, "white_disparity": near, "black_disparity": far}))
-        Image.fromarray(codes).save(path, format="PNG", pnginfo=text)
+        Image.fromarray(codes).save(path, format="PNG", pnginfo=text, compress_level=effort)
 
     def save_npz(self, path: str | os.PathLike) -> None:
         """Write `values` float32, `kind`, and `valid` unless all pixels are, as a compressed npz. Exact."""

@@ -123,11 +123,12 @@ class DepthEstimator:
 
     # Not inference_mode: its tensors could not enter a later training graph, and ControlNet training feeds on these.
     @torch.no_grad()
-    def predict_tensor(self, pixel_values: Tensor) -> Tensor:
+    def predict_tensor(self, pixel_values: Tensor, check: bool = True) -> Tensor:
         """Run the network alone.
 
         Args:
             pixel_values: normalised images [B, 3, h, w], h and w multiples of 14, on any device.
+            check: False leaves NaN and infinity to the caller.
 
         Returns:
             float32 [B, h, w] on the model's device: disparity, or metres for a metric model.
@@ -136,7 +137,7 @@ class DepthEstimator:
             RuntimeError: the model gave NaN or infinity.
         """
         depth = self.model(pixel_values.to(self.device, self.dtype)).predicted_depth.float()
-        if not depth.isfinite().all():
+        if check and not depth.isfinite().all():
             raise RuntimeError(f"the depth model gave NaN or infinity in {self.dtype}; try dtype float32")
         return depth
 

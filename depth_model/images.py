@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +61,32 @@ def open_image(source: ImageSource) -> Image.Image:
         raise InputError(f"{name}: colour mode {image.mode} is not supported; save the image as RGB") from None
 
 
+def read_size(data: bytes) -> tuple[int, int, str]:
+    """Width, height and format of an encoded picture from its header, nothing decoded, as stored (EXIF not applied).
+
+    Raises:
+        InputError: as `open_image`, but for damage behind the header.
+    """
+    return _decode(data, "image", lambda image: (*image.size, image.format))
+
+
+def open_grey(data: bytes, least: int) -> Image.Image:
+    """An encoded picture as 8-bit grey, upright; all of it is decoded, so that damage is found.
+
+    A JPEG comes at 1/2, 1/4 or 1/8 of its size where both sides keep `least` pixels, which takes less time and memory.
+
+    Raises:
+        InputError: as `open_image`.
+    """
+
+    def load(image: Image.Image) -> Image.Image:
+        image.draft("L", (least, least))
+        image = _load(image, "image")
+        return image if image.mode == "L" else open_image(image).convert("L")
+
+    return _decode(data, "image", load)
+
+
 def read_grey16(source: ImageSource) -> tuple[np.ndarray, int]:
     """Read a depth picture without losing its precision.
 
@@ -95,14 +123,18 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return sorted(p for p in files if p.is_file())
 
 
-def _decode(source: str | os.PathLike | bytes | BinaryIO | Image.Image, name: str) -> Image.Image:
+def _decode(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image, name: str, load: Callable | None = None
+) -> Image.Image:
+    """What `load` makes of the opened image, the whole picture by default; every failure is an InputError."""
+    load = load or partial(_load, name=name)
     if isinstance(source, Image.Image):
-        return _load(source, name)
+        return load(source)
     try:
         # Pillow warns from 89 megapixels on, and of damaged metadata; our own checks say what matters in one line.
         with warnings.catch_warnings(action="ignore"):
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                return _load(image, name)
+                return load(image)
     except InputError:
         raise
     except FileNotFoundError:

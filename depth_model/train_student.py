@@ -22,7 +22,6 @@ from depth_model.config import dump, run_module
 from depth_model.data.loader import micro_batches, to_device
 from depth_model.data.pseudo import PseudoLabeled
 from depth_model.data.sample import PseudoLabeledSamples
-from depth_model.data.unlabeled import open_unlabeled
 from depth_model.encoder import Student, frozen_features, load_encoder
 from depth_model.errors import InputError
 from depth_model.losses import (
@@ -57,6 +56,8 @@ class Config(TrainingConfig):
     """The unlabelled images as NAME=DIR, just as they were given to `label`."""
     labels: Path = Path("runs/labels")
     """Folder of the label shards."""
+    most_disagreement: float | None = None
+    """Leave out labels that differ more from those of the mirrored image; needs labels made with --flip."""
     batch: int = 8
     """Labelled images in a global batch, over all processes; 0 trains on pseudo-labels alone, as V2 does."""
     unlabeled_batch: int = 16
@@ -118,7 +119,7 @@ def main(config: Config) -> None:
     sets, measured = labeled_sets(config)
     if config.batch and not sets:
         raise InputError("no labelled images: give --labeled NAME=DIR, --pairs DIR or --scenes DIR, or --batch 0")
-    pseudo = PseudoLabeled(open_unlabeled(config.images), config.labels)
+    pseudo = PseudoLabeled(config.images, config.labels, config.most_disagreement)
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
     accelerator = make_accelerator(config.out, config.precision, config.tracker, config.peer_timeout)
     device = accelerator.device

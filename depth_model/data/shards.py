@@ -4,6 +4,8 @@ Headers are parsed here, not by `tarfile`: it stops silently at a damaged header
 need, and before Python 3.11.14 some headers send it into an endless loop (CVE-2025-8194).
 """
 
+import glob
+import hashlib
 import os
 import posixpath
 import re
@@ -109,14 +111,19 @@ class ShardWriter:
 
     Raises:
         OSError: the disk is full or not writable; nothing new is under the shard's name then.
+
+    Attributes:
+        bytes, sha256: of the whole shard, once it is closed.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.path.with_name(f"{self.path.name}.tmp-{uuid.uuid4().hex[:8]}")
+        self._partial = _partial_of(self.path)
         self._file = self._partial.open("xb")
         self._seen: set[str] = set()
+        self._digest = hashlib.sha256()
+        self.bytes, self.sha256 = 0, ""
 
     def add(self, name: str, data: bytes) -> Member:
         """Append a file, and say where it is.
@@ -134,10 +141,10 @@ class ShardWriter:
             )
         info = tarfile.TarInfo(name)
         info.size = len(data)
-        self._file.write(info.tobuf(tarfile.PAX_FORMAT))
-        member = Member(name, self._file.tell(), len(data))
-        self._file.write(data)
-        self._file.write(bytes(-len(data) % _BLOCK))
+        self._write(info.tobuf(tarfile.PAX_FORMAT))
+        member = Member(name, self.bytes, len(data))
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
         self._seen.add(name)
         return member
 
@@ -146,19 +153,17 @@ class ShardWriter:
         if self._file.closed:
             return
         try:
-            self._file.write(bytes(2 * _BLOCK))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._partial, self.path)
+            self._write(bytes(2 * _BLOCK))
+            self.sha256 = self._digest.hexdigest()
+            _publish(self._file, self._partial, self.path)
         except BaseException:
             self._discard()
             raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
 
     def _discard(self) -> None:
         # On a full disk the last flush fails as well.
@@ -174,6 +179,45 @@ class ShardWriter:
             self.close()
         else:
             self._discard()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that is complete or absent; an older one is replaced.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing new is under the name then.
+    """
+    partial = _partial_of(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            _publish(file, partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of a file that is complete now."""
+    for partial in path.parent.glob(glob.escape(path.name) + ".tmp-*"):
+        partial.unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def _publish(file: BinaryIO, partial: Path, path: Path) -> None:
+    """Put a written file on the disk and give it its name."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _entries(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:

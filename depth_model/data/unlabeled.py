@@ -1,4 +1,4 @@
-"""Unlabelled images: folder trees, tar shards, LMDB databases, and the paper's eight sets by name (V1 table 1).
+"""Unlabelled images: folder trees, lists, tar shards, LMDB databases, and the paper's eight sets by name (V1 table 1).
 
 Each source has `len(source)`, `source.name(i)`, which is unique and stays the same, and `source.encoded(i)`, the bytes
 as they are stored; `depth_model.images.open_image` decodes and checks them. Listing opens no image, and a source holds
@@ -11,16 +11,15 @@ import difflib
 import functools
 import os
 import re
-import stat
 import threading
 from array import array
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 
-from depth_model.data.shards import MAX_BYTES, Member, index_shard, read_member, storable
+from depth_model.data.listing import Strings, check, chosen, list_files, read_file
+from depth_model.data.shards import Member, index_shard, read_member
 from depth_model.errors import InputError
 from depth_model.images import SUFFIXES
 
@@ -40,8 +39,8 @@ class ImageTree:
 
     def __init__(self, folder: str | os.PathLike, every: int = 1):
         self.folder = os.fspath(folder)
-        self._names = _Strings()
-        for name in _files(folder, SUFFIXES):
+        self._names = Strings()
+        for name in list_files(folder, SUFFIXES):
             number = re.search(r"(\d+)\.\w+$", name, re.ASCII) if every > 1 else None
             if number is None or int(number[1]) % every == 0:
                 self._names.append(os.fsencode(name))
@@ -61,17 +60,39 @@ class ImageTree:
         Raises:
             InputError: missing, not a file, not readable, empty, above `shards.MAX_BYTES`, or not `shards.storable`.
         """
-        path = os.path.join(self.folder, self.name(i))
+        return read_file(os.path.join(self.folder, self.name(i)), self.name(i))
+
+
+class ImageList:
+    """The images that a text file lists, a path a line, from the file's folder or absolute; empty lines are left out.
+
+    Raises:
+        InputError: a list that cannot be read, or without a line.
+    """
+
+    def __init__(self, file: str | os.PathLike):
+        self.folder = os.path.dirname(os.fspath(file))
+        self._paths = Strings()
         try:
-            status = os.stat(path)
-            # A named pipe would wait for ever.
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: not a file")
-            _check(self.name(i), status.st_size, path)
-            with open(path, "rb") as file:
-                return file.read()
+            with open(file, "rb") as lines:
+                for line in lines:
+                    if line.strip():
+                        self._paths.append(line.rstrip(b"\r\n"))
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            raise InputError(f"{file}: cannot be read ({error.strerror}); list=FILE has a path a line") from error
+        if not len(self):
+            raise InputError(f"{file}: lists no image; write a path a line")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        """The path of image `i` as it is listed, without what makes it absolute."""
+        return os.path.normpath(os.fsdecode(self._paths[i])).lstrip("/")
+
+    def encoded(self, i: int) -> bytes:
+        """The file of image `i`; see `ImageTree.encoded`."""
+        return read_file(os.path.join(self.folder, os.fsdecode(self._paths[i])), self.name(i))
 
 
 class TarShards:
@@ -80,36 +101,36 @@ class TarShards:
     Every header is read once, when the source is made: 10 to 20 microseconds for each member, and the disk.
 
     Args:
-        shards: a folder, for all `*.tar` below it, or a list of files.
+        folder: where the shards are.
+        shards: paths from there, as `list_shards` gives them; all by default.
 
     Raises:
-        InputError: a shard that `shards.index_shard` refuses, two of one name in a list, or no images.
+        InputError: a shard that `shards.index_shard` refuses, or no images.
     """
 
-    def __init__(self, shards: str | os.PathLike | Sequence[str | os.PathLike]):
-        if isinstance(shards, str | os.PathLike):
-            self.shards = list(_files(shards, {".tar"}))
-            self._paths = [os.path.join(shards, shard) for shard in self.shards]
-        else:
-            self.shards, self._paths = [os.path.basename(shard) for shard in shards], [os.fspath(s) for s in shards]
-        if twice := next((shard for shard, count in Counter(self.shards).items() if count > 1), None):
-            raise InputError(f"{twice}: two shards of this name in the list; give the folder above them instead")
-        self._names, self._shard, self._offset, self._size = _Strings(), array("I"), array("Q"), array("Q")
+    def __init__(self, folder: str | os.PathLike, shards: Sequence[str] | None = None):
+        self.shards = list_shards(folder) if shards is None else list(shards)
+        self._paths = [os.path.join(folder, shard) for shard in self.shards]
+        self._names, self._shard, self._offset, self._size = Strings(), array("I"), array("Q"), array("Q")
         for number, path in enumerate(self._paths):
-            for member in sorted((m for m in index_shard(path) if _chosen(m.name, SUFFIXES)), key=attrgetter("name")):
+            for member in sorted((m for m in index_shard(path) if chosen(m.name, SUFFIXES)), key=attrgetter("name")):
                 self._names.append(member.name.encode())
                 self._shard.append(number)
                 self._offset.append(member.offset)
                 self._size.append(member.size)
         if not len(self):
-            raise InputError(f"{shards}: no images in plain .tar files; take images=DIR for a folder")
+            raise InputError(f"{folder}: no images in plain .tar files; take images=DIR for a folder")
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, i: int) -> str:
-        """`SHARD/MEMBER` of image `i`; a shard is called by its path from the folder, or in a list by its file name."""
+        """`SHARD/MEMBER` of image `i`; a shard is called by its path from the folder."""
         return f"{self.shards[self._shard[i]]}/{self._names[i].decode()}"
+
+    def member(self, i: int) -> Member:
+        """Where image `i` is in its shard."""
+        return Member(self._names[i].decode(), self._offset[i], self._size[i])
 
     def encoded(self, i: int) -> bytes:
         """The member of image `i`.
@@ -118,8 +139,8 @@ class TarShards:
             InputError: empty, above `shards.MAX_BYTES`, or a shard that has changed since it was indexed.
         """
         path = self._paths[self._shard[i]]
-        member = Member(self._names[i].decode(), self._offset[i], self._size[i])
-        _check(member.name, member.size, f"{path}: {member.name}")
+        member = self.member(i)
+        check(member.name, member.size, f"{path}: {member.name}")
         return read_member(path, member)
 
 
@@ -138,10 +159,10 @@ class Lmdb:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.fspath(folder)
-        found = (file.rpartition("/")[::2] for file in _files(folder, {".mdb"}))
+        found = (file.rpartition("/")[::2] for file in list_files(folder, {".mdb"}))
         held_out = re.compile(r"(^|[/_])(val|test)([/_]|$)")
         self.databases = [path for path, file in found if file == "data.mdb" and not held_out.search(path)]
-        self._keys, self._database = _Strings(), array("I")
+        self._keys, self._database = Strings(), array("I")
         for number, database in enumerate(self.databases):
             with _transaction(os.path.join(self.folder, database, "data.mdb")) as transaction:
                 for key in transaction.cursor().iternext(values=False):
@@ -167,15 +188,16 @@ class Lmdb:
         file = os.path.join(self.folder, self.databases[self._database[i]], "data.mdb")
         with _transaction(file) as transaction:
             value = transaction.get(self._keys[i]) or b""
-            _check(self.name(i), len(value), f"{file}: {self.name(i)}")
+            check(self.name(i), len(value), f"{file}: {self.name(i)}")
             return bytes(value)
 
 
-Unlabeled = ImageTree | TarShards | Lmdb
+Unlabeled = ImageTree | ImageList | TarShards | Lmdb
 
 # Reader, and where the training images are below DIR: the first of these folders that exists, else DIR itself.
 _SETS: dict[str, tuple[Callable[[Path], Unlabeled], tuple[str, ...]]] = {
     "images": (ImageTree, ()),
+    "list": (ImageList, ()),
     "tar": (TarShards, ()),
     "lmdb": (Lmdb, ()),
     "bdd100k": (functools.partial(ImageTree, every=10), ("train",)),
@@ -190,7 +212,13 @@ _SETS: dict[str, tuple[Callable[[Path], Unlabeled], tuple[str, ...]]] = {
 
 
 def open_unlabeled(spec: str) -> Unlabeled:
-    """The source that `NAME=DIR` means: `images`, `tar` or `lmdb` for the three readers, or one of the paper's sets.
+    """The source that `NAME=DIR` means; see `locate`."""
+    reader, folder = locate(spec)
+    return reader(folder)
+
+
+def locate(spec: str) -> tuple[Callable[[Path], Unlabeled], Path]:
+    """Reader and folder that `NAME=DIR` means: `images`, `list`, `tar` or `lmdb`, or one of the paper's sets.
 
     Where DIR has a folder `train`, a set is that folder. Layouts, and how sure they are (facts 1.3):
 
@@ -217,76 +245,21 @@ def open_unlabeled(spec: str) -> Unlabeled:
         raise InputError(f"{spec}: no folder; write {name}=DIR")
     reader, training = _SETS[name]
     root = Path(folder).expanduser()
-    chosen = next((root / part for part in training if (root / part).is_dir()), root)
-    if training and chosen == root:
+    start = next((root / part for part in training if (root / part).is_dir()), root)
+    if training and start == root:
         held_out = (root / part for part in ("val", "validation", "test"))
         if found := next((part for part in held_out if part.is_dir()), None):
             raise InputError(f"{found}: is beside no folder {training[0]}; name the folder of the training images")
-    return reader(chosen)
+    return reader, start
 
 
-class _Strings:
-    """Byte strings in one block: small, quick to pickle, no reference counts for forked workers to write to."""
+def list_shards(folder: str | os.PathLike) -> list[str]:
+    """Sorted paths from `folder` of all `*.tar` below it; none is opened.
 
-    def __init__(self):
-        self.block, self.ends = bytearray(), array("Q", [0])
-
-    def append(self, text: bytes) -> None:
-        self.block += text
-        self.ends.append(len(self.block))
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i: int) -> bytes:
-        i = range(len(self))[i]
-        return bytes(self.block[self.ends[i] : self.ends[i + 1]])
-
-
-def _chosen(name: str, suffixes: Collection[str]) -> bool:
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in suffixes
-
-
-def _check(name: str, size: int, where: str) -> None:
-    # Labels are stored under the names of their images.
-    if not storable(name):
-        raise InputError(f"{where}: a shard cannot hold the name {name!r}; rename the image")
-    if not 0 < size <= MAX_BYTES:
-        raise InputError(f"{where}: {size} bytes; an image has at least one and at most {MAX_BYTES >> 20} MiB")
-
-
-def _files(folder: str | os.PathLike, suffixes: Collection[str]) -> Iterator[str]:
-    """Sorted paths from `folder` of the files with these suffixes, in lower case."""
-    visited = set()
-    waiting = [""]
-    while waiting:
-        path = waiting.pop()
-        if path and not path.endswith("/"):
-            yield path
-            continue
-        here = os.path.join(folder, path)
-        try:
-            status = os.stat(here)
-            # Links may lead back, or many times to the same place.
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(here) as entries:
-                # With its slash a folder is sorted where the paths that begin with it belong.
-                names = [entry.name + "/" if _is_folder(entry) else entry.name for entry in entries]
-        except OSError as error:
-            raise InputError(f"{here}: cannot be listed ({error.strerror})") from error
-        names = [n for n in names if _chosen(n, suffixes) or (n.endswith("/") and not n.startswith("."))]
-        waiting += [path + n for n in sorted(names, reverse=True)]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link to itself.
-        return False
+    Raises:
+        InputError: a folder that cannot be listed.
+    """
+    return list(list_files(folder, {".tar"}))
 
 
 _opening = threading.Lock()

@@ -150,11 +150,9 @@ def test_shards_of_a_folder(tmp_path):
 
 def test_shards_of_a_list(tmp_path):
     paths = [shard(tmp_path / name, "1.jpg", "2.jpg") for name in ("b.tar", "a.tar")]
-    source = TarShards(paths)
+    source = TarShards(tmp_path, [path.name for path in paths])
     assert names(source) == [f"{name}/{n}.jpg" for name in ("b.tar", "a.tar") for n in (1, 2)]
     assert source.encoded(3) == picture(1)
-    with pytest.raises(InputError, match=r"b\.tar: two shards of this name"):
-        TarShards([*paths, paths[0]])
 
 
 def test_what_other_tools_pack(tmp_path):
@@ -311,3 +309,19 @@ def test_requests_that_cannot_be_served(spec, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):
         open_unlabeled(spec)
+
+
+def test_a_list_of_files(tmp_path):
+    tree(tmp_path / "set", "a/1.jpg", "b 2.jpg", "no.txt")
+    elsewhere = tree(tmp_path / "else", "3.jpg") / "3.jpg"
+    (tmp_path / "set" / "list.txt").write_text(f"b 2.jpg\n\na/1.jpg\n{elsewhere}\ngone.jpg\n")
+    source = open_unlabeled(f"list={tmp_path / 'set' / 'list.txt'}")
+    assert names(source) == ["b 2.jpg", "a/1.jpg", str(elsewhere).lstrip("/"), "gone.jpg"]
+    assert source.encoded(1) == (tmp_path / "set" / "a" / "1.jpg").read_bytes()
+    assert source.encoded(2) == elsewhere.read_bytes()
+    with pytest.raises(InputError, match=r"gone\.jpg: cannot be read"):
+        source.encoded(3)
+    (tmp_path / "empty.txt").write_text("\n")
+    for file, said in (("empty.txt", "lists no image"), ("none.txt", "cannot be read")):
+        with pytest.raises(InputError, match=said):
+            open_unlabeled(f"list={tmp_path / file}")
