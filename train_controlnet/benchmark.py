@@ -120,8 +120,8 @@ def build_images(folder: Path, count: int, side: int) -> None:
 
 def child(report: str, arguments: list[str]) -> None:
     """One turn in this process: a script or a module with its arguments; writes step times and peak memory."""
-    stamps: list[float] = []
-    register_optimizer_step_post_hook(lambda *_: stamps.append(time.perf_counter()))
+    stamps, work = [], []
+    register_optimizer_step_post_hook(lambda *_: (stamps.append(time.perf_counter()), work.append(time.process_time())))
     program, sys.argv = arguments[0], arguments
     try:
         if program.endswith(".py"):
@@ -138,7 +138,7 @@ def child(report: str, arguments: list[str]) -> None:
         if error.code not in (0, None):
             raise
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    Path(report).write_text(json.dumps({"stamps": stamps, "peak_bytes": peak}))
+    Path(report).write_text(json.dumps({"stamps": stamps, "work": work, "peak_bytes": peak}))
 
 
 def _stand_in() -> None:
@@ -179,7 +179,7 @@ def _stand_in() -> None:
 
 
 def _turn(config: Config, kind: str, number: int) -> dict:
-    """Runs one turn; seconds of each counted step, and peak bytes."""
+    """Runs one turn; seconds and CPU seconds (which other programs disturb less) of each counted step, peak bytes."""
     report, run = config.out / f"{kind}-{number}.json", config.out / f"{kind}-{number}"
     base, steps = config.out / "base", str(config.steps)
     arguments = ["train_controlnet", "--base", str(base), "--cache", str(config.out / "cache"), "--steps", steps]
@@ -196,8 +196,8 @@ def _turn(config: Config, kind: str, number: int) -> dict:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"the {kind} failed: {reason}")
     content = json.loads(report.read_text())
-    stamps = content["stamps"][1:]
-    return {"seconds": list(np.diff(stamps)), "peak_bytes": content["peak_bytes"]}
+    seconds, work = (list(np.diff(content[name][1:])) for name in ("stamps", "work"))
+    return {"seconds": seconds, "work": work, "peak_bytes": content["peak_bytes"]}
 
 
 def measure_preparation(config: Config) -> tuple[float, float]:
@@ -250,9 +250,14 @@ def main(config: Config) -> dict:
     report = {"preparation": {"seconds": whole, "bare_seconds": bare}}
     for kind, measured in turns.items():
         step = statistics.median(second for turn in measured for second in turn["seconds"])
-        peak = max(turn["peak_bytes"] for turn in measured)
-        report[kind] = {"seconds_per_step": step, "samples_per_second": config.batch / step, "peak_bytes": peak}
-        print(f"{kind}: {step:.2f} s a step, {config.batch / step:.2f} samples/s, peak {peak / 1e9:.2f} GB", flush=True)
+        work = statistics.median(second for turn in measured for second in turn["work"])
+        peak, speed = max(turn["peak_bytes"] for turn in measured), config.batch / step
+        report[kind] = {"seconds_per_step": step, "cpu_seconds_per_step": work, "samples_per_second": speed}
+        report[kind]["peak_bytes"] = peak
+        print(
+            f"{kind}: {step:.2f} s a step, {speed:.2f} samples/s, {work:.2f} CPU s a step, peak {peak / 1e9:.2f} GB",
+            flush=True,
+        )
     if config.script:
         report["speedup"] = report["script"]["seconds_per_step"] / report["ours"]["seconds_per_step"]
         print(f"ours trains {report['speedup']:.2f} x as many samples per second", flush=True)

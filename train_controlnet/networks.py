@@ -7,9 +7,11 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import nn
 
-from depth_control.presets import check_fit, controlnet_folder
+from depth_control.pipelines import condition_range
+from depth_control.presets import check_fit, controlnet_folder, load_parts
 from depth_model.errors import InputError
 from train_controlnet.diffusion import training_scheduler
+from train_controlnet.encoders import TEXT_PARTS
 
 _COMPILED = ("BasicTransformerBlock", "ResnetBlock2D")
 
@@ -26,6 +28,13 @@ def load_unet(folder: Path) -> tuple[UNet2DConditionModel, DDPMScheduler]:
     except (OSError, ValueError) as error:
         raise InputError(f"--base {folder}: has no scheduler ({str(error).splitlines()[0]})") from error
     return unet.eval().requires_grad_(False), training_scheduler(scheduler, f"--base {folder}")
+
+
+def pipeline_range(folder: Path) -> tuple[float, float]:
+    """What a base's own pipeline feeds a ControlNet for black and for white; nothing heavy is loaded."""
+    left_out = {part: None for part in ("unet", "controlnet", "vae")}
+    left_out |= {part: None for part in TEXT_PARTS if (folder / part).is_dir()}
+    return condition_range(load_parts(folder, **left_out))
 
 
 def start_controlnet(

@@ -18,8 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from depth_control.pipelines import condition_range
-from depth_control.presets import base_folder, load_parts
+from depth_control.presets import base_folder
 from depth_model import checkpoint
 from depth_model.config import dump, run_module
 from depth_model.data.loader import to_device
@@ -40,7 +39,7 @@ from depth_model.watch import TERMINATED, Watch
 from train_controlnet.cache import INDEX, Cache
 from train_controlnet.diffusion import min_snr_loss, noised, predict
 from train_controlnet.encoders import TEXT_PARTS, fingerprint
-from train_controlnet.networks import compile_blocks, load_unet, start_controlnet
+from train_controlnet.networks import compile_blocks, load_unet, pipeline_range, start_controlnet
 from train_controlnet.release import Best, push, release
 from train_controlnet.validation import Validator
 
@@ -221,13 +220,13 @@ def main(config: Config) -> None:
             f"--cache {config.cache} is not what the run was started with; prepare that again to go on, or give "
             "another --out to start a new run"
         )
-    limits = condition_range(load_parts(folder, unet=None, controlnet=None, vae=None, **_no_text(folder)))
     if config.compile:
         compile_blocks(unet, network)
     model, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
-    loader = _loader(Batches(config, cache, scheduler, share, limits), step, config.steps, config.workers, accelerator)
+    samples = Batches(config, cache, scheduler, share, pipeline_range(folder))
+    loader = _loader(samples, step, config.steps, config.workers, accelerator)
     running, best = state.get("running"), Best(config.out, **state.get("best", {}))
     validator = None
     if accelerator.is_main_process:
@@ -295,10 +294,6 @@ def main(config: Config) -> None:
         release(config, network, ema, best, cache, log.rows)
         if config.push_to_hub:
             push(config.out / "model", config.push_to_hub)
-
-
-def _no_text(folder: Path) -> dict[str, None]:
-    return {part: None for part in TEXT_PARTS if (folder / part).is_dir()}
 
 
 if __name__ == "__main__":

@@ -310,6 +310,26 @@ def test_sdxl_trains_and_draws(scenes, models, config, tmp_path):
         load_pipeline(str(models[0]), controlnet=str(run.out / "model"), depth_model=str(models[1]), device="cpu")
 
 
+def test_mixed_precision_keeps_the_weights_in_float32(config, tmp_path):
+    run = replace(config, precision="bf16", steps=2, out=tmp_path / "run")
+    main(run)
+    log = rows(run.out)
+    assert all(np.isfinite(row["loss"]) for row in log if "loss" in row) and "structure" in log[-2]
+    saved = load_file(run.out / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(config, tmp_path):
+    small = replace(config, validation=None, steps=2, lr=1e-3)
+    for compiled in (False, True):
+        main(replace(small, out=tmp_path / str(compiled), compile=compiled))
+    one, two = (rows(tmp_path / run) for run in ("False", "True"))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-4)
+    names = (load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors") for run in ("False", "True"))
+    assert next(names).keys() == next(names).keys()
+
+
 @pytest.mark.slow
 def test_two_processes_see_the_same_samples(config, tmp_path):
     small = replace(config, validation=None, batch=4, lr=1e-3)
