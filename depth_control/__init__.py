@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from depth_control.pipelines import (
         DepthStableDiffusionControlNetImg2ImgPipeline,
         DepthStableDiffusionControlNetPipeline,
+        DepthStableDiffusionXLControlNetImg2ImgPipeline,
+        DepthStableDiffusionXLControlNetPipeline,
         with_depth,
     )
     from depth_control.presets import load_pipeline
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "DepthStableDiffusionControlNetImg2ImgPipeline": "depth_control.pipelines",
     "DepthStableDiffusionControlNetPipeline": "depth_control.pipelines",
+    "DepthStableDiffusionXLControlNetImg2ImgPipeline": "depth_control.pipelines",
+    "DepthStableDiffusionXLControlNetPipeline": "depth_control.pipelines",
     "fidelity": "depth_control.metrics",
     "generate": "depth_control.generation",
     "load_pipeline": "depth_control.presets",
@@ -29,6 +33,8 @@ _EXPORTS = {
 __all__ = [
     "DepthStableDiffusionControlNetImg2ImgPipeline",
     "DepthStableDiffusionControlNetPipeline",
+    "DepthStableDiffusionXLControlNetImg2ImgPipeline",
+    "DepthStableDiffusionXLControlNetPipeline",
     "fidelity",
     "generate",
     "load_pipeline",

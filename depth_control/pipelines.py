@@ -16,6 +16,8 @@ from diffusers import (
     MultiControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
 from transformers import PreTrainedModel
@@ -182,6 +184,16 @@ def with_depth(base: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     )
 
 
+def condition_range(pipe: DiffusionPipeline) -> tuple[float, float]:
+    """What the pipeline's own processor makes of a black and of a white condition: (0, 1) for Stable Diffusion.
+
+    Training must feed the same.
+    """
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
+    black, white = (pipe.control_image_processor.preprocess(picture) for picture in pictures)
+    return float(black.mean()), float(white.mean())
+
+
 def picture_size(
     rows: int, columns: int, native: float, height: int | None = None, width: int | None = None
 ) -> tuple[int, int]:
@@ -244,3 +256,5 @@ def _check_batch(call: dict[str, Any], maps: int) -> None:
 
 DepthStableDiffusionControlNetPipeline = with_depth(StableDiffusionControlNetPipeline)
 DepthStableDiffusionControlNetImg2ImgPipeline = with_depth(StableDiffusionControlNetImg2ImgPipeline)
+DepthStableDiffusionXLControlNetPipeline = with_depth(StableDiffusionXLControlNetPipeline)
+DepthStableDiffusionXLControlNetImg2ImgPipeline = with_depth(StableDiffusionXLControlNetImg2ImgPipeline)

@@ -22,13 +22,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
-from depth_control.pipelines import DepthStableDiffusionControlNetPipeline
+from depth_control.pipelines import DepthStableDiffusionControlNetPipeline, DepthStableDiffusionXLControlNetPipeline
 from depth_model import DepthEstimator
 from depth_model.errors import InputError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULTS_FILE = "generate.json"
 GUIDANCE_SCALE = 7.5
+XL_GUIDANCE_SCALE = 5.0
+_XL = "StableDiffusionXL"
 NETWORK_TIMEOUT = 10.0
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,6 +55,11 @@ PRESETS = {
         "lllyasviel/control_v11f1p_sd15_depth",
         "depth-anything/Depth-Anything-V2-Small-hf",
     ),
+    "sdxl": Models(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "diffusers/controlnet-depth-sdxl-1.0",
+        "depth-anything/Depth-Anything-V2-Small-hf",
+    ),
 }
 
 # The ControlNet of the Depth Anything authors (V1, Stable Diffusion 1.5) is a folder of their demo, which is a Space.
@@ -69,8 +76,8 @@ def load_pipeline(
     """Load a text-to-image pipeline that takes a photo or its depth.
 
     Args:
-        name: "embedded" (in the package, no network), "sd15", a diffusers folder or a Hub id (safetensors, no remote
-            code).
+        name: "embedded" (in the package, no network), "sd15", "sdxl", a diffusers folder or a Hub id (safetensors, no
+            remote code).
         controlnet: A ControlNet folder, a Hub id, or "depth-anything" (the authors' own for SD 1.5). Default: the
             preset's, or the one in the folder.
         depth_model: Anything `DepthEstimator.from_pretrained` takes. Default: the preset's, the one in the folder, or
@@ -79,27 +86,28 @@ def load_pipeline(
         dtype: "float32", "float16", "bfloat16" or a torch dtype. Default: float16 on CUDA, else float32.
 
     Returns:
-        A `DepthStableDiffusionControlNetPipeline`; call it with `depth_source=` or `depth=`.
+        A `DepthStableDiffusionControlNetPipeline`, or the XL one; call it with `depth_source=` or `depth=`.
 
     Raises:
         InputError: A name that is unknown or out of reach, a folder that is incomplete, or a model of another family.
     """
-    device = _device(device)
+    device = pick_device(device)
     dtype = _dtype(dtype, device)
     models = choose(name, controlnet, depth_model)
     parts = {}
-    folder = _base_folder(models.base)
-    if not (folder / "safety_checker").is_dir():
-        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    folder = base_folder(models.base)
     if models.controlnet:
-        source = _controlnet_folder(models.controlnet)
+        source = controlnet_folder(models.controlnet)
         parts["controlnet"] = _load(ControlNetModel, source, models.controlnet, dtype=dtype)
     elif not (folder / "controlnet").is_dir():
         raise InputError(f"{name} has no controlnet/ folder: pass --controlnet (controlnet=) with a depth ControlNet")
     if models.depth_model:
         estimator = DepthEstimator.from_pretrained(models.depth_model, device=device, dtype=dtype)
         parts |= {"depth_estimator": estimator.model, "depth_processor": estimator.processor}
-    pipe = _load(DepthStableDiffusionControlNetPipeline, folder, models.base, dtype=dtype, **parts)
+    pipe = load_parts(folder, models.base, True, dtype=dtype, **parts)
+    check_fit(
+        pipe.controlnet, pipe.unet, f"--controlnet {models.controlnet or 'of the base'}", f"--model {models.base}"
+    )
     if name == "sd15":
         # The base's own PNDM needs 50 steps for what UniPC does in 20.
         pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
@@ -111,14 +119,47 @@ def load_pipeline(
     return pipe
 
 
-def choose(name: str, controlnet: str | None = None, depth_model: str | None = None) -> Models:
-    """Say which models `load_pipeline` would use with the same arguments, without loading them.
+def load_parts(folder: Path, name: str | None = None, safety: bool = False, **parts: Any) -> DiffusionPipeline:
+    """Load the depth pipeline of a base folder's family; `parts` replace the folder's own, None leaves one out.
+
+    Args:
+        folder: As `base_folder` gives it. name: What messages call it. safety: Keep the folder's safety checker.
+        parts: Components, and `dtype`.
 
     Raises:
-        InputError: A family that is not there yet.
+        InputError: It cannot be loaded.
     """
-    if name == "sdxl":
-        raise InputError("--model sdxl is not there yet: pass embedded, sd15, a folder, or the Hub id of such a model")
+    kind = DepthStableDiffusionXLControlNetPipeline if _family(folder).startswith(_XL) else None
+    if kind is None:
+        kind = DepthStableDiffusionControlNetPipeline
+        if not safety or not (folder / "safety_checker").is_dir():
+            parts |= {"safety_checker": None, "requires_safety_checker": False}
+    return _load(kind, folder, name or str(folder), **parts)
+
+
+def is_xl(kind: type[DiffusionPipeline]) -> bool:
+    """Whether a pipeline class is of the XL family."""
+    return _XL in kind.__name__
+
+
+def check_fit(controlnet: Any, unet: torch.nn.Module, which: str, base: str) -> None:
+    """Refuse a ControlNet that was made for another family than the UNet, before it fails deep inside.
+
+    Args:
+        which: What messages call the ControlNet. base: What they call the model.
+
+    Raises:
+        InputError: Text width or latent channels differ.
+    """
+    for net in getattr(controlnet, "nets", [controlnet]):
+        for key in ("cross_attention_dim", "in_channels"):
+            own, wanted = net.config.get(key), unet.config.get(key)
+            if own is not None and own != wanted:
+                raise InputError(f"{which} does not fit {base}: its {key} is {own}, the UNet's is {wanted}")
+
+
+def choose(name: str, controlnet: str | None = None, depth_model: str | None = None) -> Models:
+    """Say which models `load_pipeline` would use with the same arguments, without loading them."""
     preset = PRESETS.get(name)
     if preset is None:
         preset = Models(name, None, None if (Path(name) / "depth_estimator").is_dir() else "embedded")
@@ -126,11 +167,13 @@ def choose(name: str, controlnet: str | None = None, depth_model: str | None = N
 
 
 def default_guidance(name: str) -> float:
-    """Guidance scale that suits a model: `guidance_scale` in a folder's generate.json, else 7.5.
+    """Guidance scale that suits a model: `guidance_scale` in a folder's generate.json, else 7.5, or 5 for "sdxl".
 
     Raises:
         InputError: The file does not hold a number.
     """
+    if name == "sdxl":
+        return XL_GUIDANCE_SCALE
     file = (EMBEDDED if name == "embedded" else Path(name)) / DEFAULTS_FILE
     if not file.is_file():
         return GUIDANCE_SCALE
@@ -140,30 +183,50 @@ def default_guidance(name: str) -> float:
         raise InputError(f'{file} must hold {{"guidance_scale": NUMBER}}') from None
 
 
-def _base_folder(base: str) -> Path:
+def base_folder(base: str) -> Path:
+    """The folder of a base model, from the Hub's cache or downloaded when it is a Hub id.
+
+    Args:
+        base: "embedded", a name in `PRESETS`, a folder or a Hub id.
+
+    Raises:
+        InputError: Nothing there, out of reach, or not a Stable Diffusion 1.5, 2.x or XL pipeline.
+    """
+    base = PRESETS[base].base if base in PRESETS else base
     folder = EMBEDDED if base == "embedded" else Path(base)
     if not folder.is_dir() and folder != EMBEDDED:
         folder = _fetch(
             base,
             "--model",
             allow_patterns=["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"],
-            ignore_patterns=["safety_checker/*", "*.fp16.*", "*.non_ema.*"],
+            ignore_patterns=["safety_checker/*", "vae_1_0/*", "*.fp16.*", "*.non_ema.*"],
         )
     index = folder / "model_index.json"
     if folder == EMBEDDED and not index.is_file():
         raise InputError("the embedded model is not installed: make it with train_controlnet/recipes/embedded.sh")
     if not index.is_file():
         raise InputError(f"{base} has no model_index.json: --model takes a diffusers pipeline folder or Hub id")
-    try:
-        family = json.loads(index.read_text())["_class_name"].removeprefix("Depth")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{index} is not a diffusers index") from None
-    if not family.startswith("StableDiffusion") or family.startswith(("StableDiffusionXL", "StableDiffusion3")):
-        raise InputError(f"{base} is a {family}: only Stable Diffusion 1.5 and 2.x models are supported so far")
+    family = _family(folder)
+    if not family.startswith("StableDiffusion") or family.startswith("StableDiffusion3"):
+        raise InputError(f"{base} is a {family}: only Stable Diffusion 1.5, 2.x and XL models are supported")
     return folder
 
 
-def _controlnet_folder(controlnet: str) -> Path:
+def _family(folder: Path) -> str:
+    """The pipeline class that a folder was saved as, without our prefix."""
+    index = folder / "model_index.json"
+    try:
+        return json.loads(index.read_text())["_class_name"].removeprefix("Depth")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{index} is not a diffusers index") from None
+
+
+def controlnet_folder(controlnet: str) -> Path:
+    """The folder of a ControlNet: a name in `CONTROLNETS`, a folder or a Hub id.
+
+    Raises:
+        InputError: Out of reach.
+    """
     if controlnet in CONTROLNETS:
         repository, folder = CONTROLNETS[controlnet]
         return _fetch(repository, "--controlnet", repo_type="space", allow_patterns=[f"{folder}/*"]) / folder
@@ -219,7 +282,12 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device that is named, or for None and "auto" the best there is.
+
+    Raises:
+        InputError: It is not available here.
+    """
     if device not in (None, "auto"):
         try:
             return torch.empty(0, device=device).device

@@ -24,7 +24,7 @@ class Settings:
     """
 
     model: str = "embedded"
-    """Text-to-image model: embedded, sd15, a diffusers folder, or a Hugging Face Hub id."""
+    """Text-to-image model: embedded, sd15, sdxl, a diffusers folder, or a Hugging Face Hub id."""
     controlnet: str | None = None
     """ControlNet folder or Hub id, or depth-anything (the authors' own, for SD 1.5). Default: the model's."""
     depth_model: str | None = None

@@ -2,19 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from safetensors import SafetensorError
 from torch import nn
 
 from depth_model import checkpoint
 from depth_model.config import jsonable
 from depth_model.errors import InputError, RunError
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def make_accelerator(
@@ -23,23 +26,29 @@ def make_accelerator(
     """Devices, processes, mixed precision and trackers of a run.
 
     Args:
-        out: run folder, where trackers write. precision: no or bf16. tracker: a name Accelerate knows, or empty.
+        out: run folder, where trackers write. precision: no, bf16 or fp16. tracker: a name Accelerate knows, or empty.
         peer_timeout: seconds after which a process that waits for another one gives up.
         unused_parameters: some steps leave parameters without a gradient.
 
     Raises:
-        InputError: a precision that this device lacks, or a tracker that is not installed.
+        InputError: a precision that this device lacks, sharded weights, or a tracker that is not installed.
     """
     handlers = [
         InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout)),
         DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
     ]
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=precision, log_with=tracker or None, project_dir=out, kwargs_handlers=handlers
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"--precision {precision}, --tracker {tracker}: {error}") from error
+    if accelerator.distributed_type in _SHARDED:
+        raise InputError(
+            f"Accelerate is set up for {accelerator.distributed_type.value}, which spreads the weights over the "
+            "processes; these trainers keep them whole: choose plain multi-GPU (DDP) in accelerate config"
+        )
+    return accelerator
 
 
 def learning_rate_factor(step: int, total: int, warmup: int = 0, cooldown: float = 1.0) -> float:
@@ -114,6 +123,20 @@ class Ema:
         live = dict(model.named_parameters())
         for name, value in self.tensors.items():
             live[name].copy_(value)
+
+
+@contextmanager
+def averaged(model: nn.Module, ema: Ema) -> Iterator[None]:
+    """Puts the average in the model's place for a while; afterwards every bit is as before."""
+    live = dict(model.named_parameters())
+    kept = {name: live[name].detach().clone() for name in ema.tensors}
+    ema.load_into(model)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                live[name].copy_(value)
 
 
 def save_run(

@@ -9,11 +9,13 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -113,6 +115,43 @@ def pipeline(kind: str = "tiny", sample_size: int = 8) -> StableDiffusionControl
     return pipe
 
 
+def xl_pipeline() -> StableDiffusionXLControlNetPipeline:
+    """A stock XL pipeline with 8 pixels per latent and native pictures of 64 x 64."""
+    parts = pipeline("kl").components
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    text = parts["text_encoder"].config
+    text.projection_dim = 16
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pipe = StableDiffusionXLControlNetPipeline(
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        text_encoder_2=CLIPTextModelWithProjection(text).eval(),
+        tokenizer=parts["tokenizer"],
+        tokenizer_2=tokenizer(),
+        unet=unet.eval(),
+        controlnet=net.eval(),
+        scheduler=parts["scheduler"],
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def estimator() -> tuple[DepthAnythingForDepthEstimation, DPTImageProcessorPil]:
     """A depth model and its processor, the two components of a depth pipeline."""
     torch.manual_seed(0)
@@ -147,8 +186,8 @@ def estimator() -> tuple[DepthAnythingForDepthEstimation, DPTImageProcessorPil]:
 
 
 def save_pipeline(folder: Path, kind: str = "tiny", sample_size: int = 8) -> Path:
-    """Write `pipeline` as a stock folder and return it."""
-    pipeline(kind, sample_size).save_pretrained(folder)
+    """Write `pipeline`, or for "xl" `xl_pipeline`, as a stock folder and return it."""
+    (xl_pipeline() if kind == "xl" else pipeline(kind, sample_size)).save_pretrained(folder)
     return folder
 
 

@@ -39,8 +39,9 @@ from depth_model.training import (
     save_run,
     set_learning_rates,
 )
+from depth_model.watch import TERMINATED, Watch
+from train_controlnet.cache import Cache
 from train_controlnet.diffusion import min_snr_loss, noised
-from train_controlnet.prepare import Cache
 from train_controlnet.vocabulary import build_tokenizer, save_and_reload
 
 
@@ -227,6 +228,7 @@ def main(config: Config) -> None:
 
     Raises:
         InputError: a cache or folder that cannot be used.
+        RunError: a full disk, a lost process, or gradients that stay NaN or infinite.
     """
     cache = Cache(config.cache, config.seed)
     found = checkpoint.find_checkpoint(config.out / "checkpoints", config.resume)
@@ -243,49 +245,51 @@ def main(config: Config) -> None:
     scheduler = build_scheduler()
     optimizer = Muon(muon_groups(parameter_groups([(config.lr, network.parameters())], network, 0.01), network))
     ema = Ema(network, config.ema)
-    step, _ = resume_run(found, config, FREE, network, ema, optimizer)
+    step, state = resume_run(found, config, FREE, network, ema, optimizer)
     model, optimizer = accelerator.prepare(network, optimizer)
-    # The shown loss is a running mean; its last value stands in the log.
-    running = None
+    running = state.get("running")
     if accelerator.is_main_process:
         log = RunLog(config.out, step)
         dump(config, config.out / "config.yaml")
-        running = log.rows[-1]["loss"] if log.rows else None
-    while step < config.steps:
-        # ---- one training step
-        set_learning_rates(optimizer, learning_rate_factor(step, config.steps, config.warmup, config.cooldown))
-        rng = generator(config.seed, 5, step)
-        latents, controls, captions = cache.batch(step, config.batch)
-        captions = ["" if rng.random() < config.caption_dropout else caption for caption in captions]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        condition = None
-        if rng.random() < config.control_share:
-            condition = coarsen(controls[share], 2 ** int(rng.integers(config.coarsest.bit_length())))
-            condition = condition.to(accelerator.device)
-        noisy, timesteps, target = (
-            tensor[share].to(accelerator.device)
-            for tensor in noised(latents, scheduler, config.seed, step, config.timestep_shift)
-        )
-        with accelerator.autocast():
-            prediction = model(noisy, timesteps, ids[share].to(accelerator.device), condition)
-        loss = min_snr_loss(prediction, target, scheduler, timesteps, config.snr_gamma)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-            ema.update(network, step)
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        value = accelerator.reduce(loss.detach(), "mean").item()
-        running = value if running is None else 0.98 * running + 0.02 * value
-        # ---- once in a while: log, save
-        if not accelerator.is_main_process:
-            continue
-        if step % config.log_every == 0 or step == config.steps:
-            log.progress(step, config.steps, config.batch, loss=running)
-        if step % config.save_every == 0 or step == config.steps:
-            save_run(config.out / "checkpoints", step, config, network, ema, optimizer)
-            log.plot(config.out / "curves.png")
+    with Watch(config.out, accelerator) as watch:
+        while step < config.steps and not watch.stop:
+            # ---- one training step
+            set_learning_rates(optimizer, learning_rate_factor(step, config.steps, config.warmup, config.cooldown))
+            rng = generator(config.seed, 5, step)
+            batch = watch.saw(cache.batch(step, config.batch))
+            captions = ["" if rng.random() < config.caption_dropout else caption for caption in batch["captions"]]
+            ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            condition = None
+            if rng.random() < config.control_share:
+                condition = coarsen(batch["controls"][share], 2 ** int(rng.integers(config.coarsest.bit_length())))
+                condition = condition.to(accelerator.device)
+            noisy, timesteps, target = (
+                tensor[share].to(accelerator.device)
+                for tensor in noised(batch["latents"], scheduler, config.seed, step, config.timestep_shift)
+            )
+            with accelerator.autocast():
+                prediction = model(noisy, timesteps, ids[share].to(accelerator.device), condition)
+            loss = min_snr_loss(prediction, target, scheduler, timesteps, config.snr_gamma)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            value = watch.exchange(loss)
+            running = value if running is None else 0.98 * running + 0.02 * value
+            if watch.finite(norm):
+                optimizer.step()
+                ema.update(network, step)
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            # ---- once in a while: log, save
+            if not accelerator.is_main_process:
+                continue
+            if step % config.log_every == 0 or step == config.steps:
+                log.progress(step, config.steps, config.batch, loss=running)
+            if step % config.save_every == 0 or step == config.steps or watch.stop:
+                save_run(config.out / "checkpoints", step, config, network, ema, optimizer, {"running": running})
+                log.plot(config.out / "curves.png")
+    if watch.stop and step < config.steps:
+        print(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on", flush=True)
+        raise SystemExit(TERMINATED)
     if not accelerator.is_main_process:
         return
     release = nn.ModuleDict(build_parts(config, cache.latent_channels, len(tokenizer), tokenizer))

@@ -1,144 +1,217 @@
-"""The training cache: latents, captions and float conditions of a folder of scenes, computed once.
+"""Images and captions to the training cache: latents, text embeddings and float conditions, computed once.
 
+    depth-control prepare-controlnet --images photos --base sd15 --depth-model embedded --out runs/cache
     depth-control prepare-controlnet --scenes runs/scenes --vae runs/autoencoder/model --depth-model runs/depth/model
 
-One safetensors file per image size holds latents float16 [N, 2, C, h, w] (as is, and of the mirrored image; scaled by
-the autoencoder's scaling factor) and conditions float16 [N, H, W] made by `depth_control.to_control`, near = 1.
-Captions stand in `captions.json` in the same order. A file that is there is kept, so an interrupted preparation goes
-on.
+Every tensor is kept under a key made of the image's bytes, the models and the preprocessing, so the same command goes
+on where it stopped, and one with other data, captions or estimators makes only what is new. What cannot be read is left
+out and listed in `skipped.json`; what looks wrong is listed in `lint.json`.
 """
 
-import hashlib
 import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import torch
-from diffusers import AutoencoderTiny
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
-from depth_control import to_control
-from depth_model import DepthEstimator, DepthMap
-from depth_model.data.labeled import Pair, PairFolder
-from depth_model.data.order import generator, sample_at
-from depth_model.errors import InputError
-from depth_model.estimator import EMBEDDED
+from depth_model.config import run_module
+from depth_model.errors import InputError, RunError
+from train_controlnet import lint
+from train_controlnet.cache import Sample, write_index
+from train_controlnet.maker import Job, Maker
+from train_controlnet.sources import Captioned, Scenes, open_captioned
 
 
 @dataclass(frozen=True)
 class Config:
-    """Prepares scenes for training a base model or a ControlNet."""
+    """Prepares images with captions for training a ControlNet or a base model."""
 
-    scenes: Path = Path("runs/scenes")
-    """Folder written by `depth-control scenes`."""
-    vae: Path = Path("runs/autoencoder/model")
-    """Folder of the autoencoder."""
+    images: Path | None = None
+    """Folder of images with captions: NAME.txt beside each, metadata.jsonl, tar shards, or a Hugging Face dataset."""
+    scenes: Path | None = None
+    """Folder written by `depth-control scenes`, instead of images."""
+    base: str | None = None
+    """Base model whose autoencoder and text encoders are used: embedded, sd15, sdxl, a folder or a Hub id."""
+    vae: Path | None = None
+    """Folder of an autoencoder, instead of a base: the cache then has no text, which train-base encodes itself."""
     depth_model: str = "embedded"
-    """Estimator that makes the conditions: embedded, a folder, a Hub id, or "exact" for the scenes' true depth."""
+    """Estimator of the conditions: embedded, a folder, a Hub id, or exact for the scenes' true depth. Of several with
+    commas between them, training draws one for each sample."""
+    depth_resolutions: tuple[int, ...] = (0,)
+    """Shortest sides of the estimators' input, multiples of 14; 0 for their own. Training draws one for each sample."""
+    percentiles: tuple[float, ...] = (0.0,)
+    """Percent of the nearest and of the farthest pixels that are clipped; training draws one for each sample."""
+    depth_dtype: Literal["float16", "uint16"] = "float16"
+    """How conditions are stored. Near 1 uint16 is 30 times finer."""
+    resolution: int | None = None
+    """Buckets have about this side squared pixels; 0 keeps each image's own size. Default: the base's native side; with
+    --vae the images' own."""
+    longest_aspect: float = 2.0
+    """Largest aspect of a bucket; wider images are cropped to it."""
+    crops: int = 1
+    """Crops of each image: the middle, then random ones. Training draws one."""
+    least_crop: float = 0.7
+    """Smallest random crop, as a share of the largest one's sides."""
+    flips: bool = True
+    """Store the latents of the mirrored image too. Training mirrors half of the samples, with their depth."""
+    caption: str | None = None
+    """Caption of images that have none; without it they are left out and listed."""
+    leave_out: tuple[Literal["grey", "duplicated", "mis-sized", "flat", "inverted"], ...] = ()
+    """What the linter finds and training should not see."""
+    batch: int = 8
+    """Images that go through a network together."""
+    workers: int = 2
+    """Threads that read and decode."""
+    device: str | None = None
+    """Where the networks run; the best there is when not given."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of autoencoder and text encoders. SDXL's own autoencoder needs float32."""
+    seed: int = 0
+    """Seed of the random crops."""
     out: Path = Path("runs/cache")
     """Folder of the cache."""
 
 
-def _fingerprint(config: Config) -> str:
-    """Changes with the data and the models, not with where the cache is."""
-    digest = hashlib.sha256((config.scenes / "index.json").read_bytes())
-    model = EMBEDDED if config.depth_model == "embedded" else Path(config.depth_model)
-    for path in (config.vae, model):
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        for file in files:
-            digest.update(file.read_bytes())
-        if not files:  # a Hub id, or the exact depth
-            digest.update(config.depth_model.encode())
-    return digest.hexdigest()
+def _check(config: Config) -> None:
+    if (config.images is None) == (config.scenes is None):
+        raise InputError("give --images DIR or --scenes DIR, one of the two")
+    if (config.base is None) == (config.vae is None):
+        raise InputError("give --base MODEL, or --vae DIR for an autoencoder alone, one of the two")
+    for name in ("crops", "batch", "workers"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    if config.resolution is not None and config.resolution and config.resolution < 64:
+        raise InputError(f"--resolution must be at least 64, or 0 for the images' own sizes, got {config.resolution}")
+    if config.crops > 1 and config.resolution == 0:
+        raise InputError("--crops needs buckets: give a --resolution above 0")
+    if not 0 < config.least_crop <= 1 or config.longest_aspect < 1:
+        raise InputError("--least-crop must be above 0 and at most 1, --longest-aspect at least 1")
+    if not config.percentiles or not all(0 <= percent < 50 for percent in config.percentiles):
+        raise InputError(f"--percentiles must be from 0 to below 50, got {config.percentiles}")
+    if not config.depth_resolutions or any(side % 14 or side < 0 for side in config.depth_resolutions):
+        raise InputError(f"--depth-resolutions must be multiples of 14, or 0, got {config.depth_resolutions}")
 
 
-@torch.no_grad()
-def _encode(vae: AutoencoderTiny, image: np.ndarray) -> Tensor:
-    """Scaled latents float16 [2, C, h, w] of an image uint8 [H, W, 3] and of its mirror image."""
-    both = np.stack([image, image[:, ::-1]]).astype(np.float32)
-    pixels = torch.from_numpy(both).permute(0, 3, 1, 2) / 127.5 - 1
-    return (vae.encode(pixels).latents * vae.config.scaling_factor).half()
+def _read(source: Captioned, maker: Maker, config: Config) -> Iterator[tuple[str, Job | str]]:
+    """Name and job of each image in order, or the reason why it is left out; a few are read ahead."""
+
+    def one(i: int) -> tuple[str, Job | str]:
+        name = source.name(i)
+        try:
+            caption = source.caption(i) or config.caption
+            if not caption:
+                return name, "has no caption; give one, or --caption for all that have none"
+            return name, maker.plan(i, name, caption, source.encoded(i))
+        except InputError as error:
+            return name, str(error)
+
+    with ThreadPoolExecutor(config.workers) as pool:
+        ahead: deque = deque()
+        for i in range(len(source)):
+            ahead.append(pool.submit(one, i))
+            if len(ahead) > 2 * config.workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def _condition(estimator: DepthEstimator | None, pair: Pair) -> Tensor:
-    depth = DepthMap(pair.disparity, "disparity") if estimator is None else estimator(pair.image)
-    return torch.from_numpy(to_control(depth)).half()
+def _make(source: Captioned, maker: Maker, config: Config) -> tuple[list[Job], dict[str, str]]:
+    """Makes what is missing, batched by bucket; the jobs in order, and why others were left out."""
+    jobs, skipped, waiting = [], {}, {}
+
+    def finish(batch: list[Job]) -> None:
+        skipped.update(maker.make(batch))
+
+    for name, job in tqdm(_read(source, maker, config), total=len(source), desc="images", mininterval=10):
+        if isinstance(job, str):
+            skipped[name] = job
+            continue
+        jobs.append(job)
+        if job.image is not None:
+            waiting.setdefault(job.sample.bucket, []).append(job)
+            # Rare sizes must not pile up: decoded photos are large.
+            crowded = sum(map(len, waiting.values())) > 3 * config.batch
+            longest = max(waiting, key=lambda bucket: len(waiting[bucket]))
+            if len(waiting[longest]) == config.batch or crowded:
+                finish(waiting.pop(longest))
+    for batch in waiting.values():
+        finish(batch)
+    return [job for job in jobs if job.sample.name not in skipped], skipped
+
+
+def _lint(jobs: list[Job], maker: Maker, leave_out: tuple[str, ...]) -> tuple[list[Sample], dict[str, list[str]]]:
+    """The samples that stay, and what was found: kind -> names."""
+    found, seen, kept = lint.collect(), {}, []
+    for job in jobs:
+        facts = [maker.facts.get(key, {}) for keys in job.sample.controls for key in keys]
+        kinds = lint.picture_problems(maker.facts[job.content], job.content, job.crops[0], seen)
+        kinds += lint.condition_problems(facts)
+        for kind in kinds:
+            found[kind].append(job.sample.name)
+        if not set(kinds) & set(leave_out):
+            kept.append(job.sample)
+    return kept, dict(found)
+
+
+def fill(config: Config, source: Captioned, maker: Maker) -> tuple[list[Sample], dict[str, list[str]], dict[str, str]]:
+    """Makes what is missing and writes the index; the samples, what the linter found, and what was left out and why.
+
+    Raises:
+        InputError: no image can be used. RunError: the disk is full; what was made is kept.
+    """
+    try:
+        jobs, skipped = _make(source, maker, config)
+        samples, found = _lint(jobs, maker, config.leave_out)
+        texts = maker.make_texts([sample.caption for sample in samples])
+        maker.store.flush()
+    except RunError:
+        raise
+    except BaseException:
+        # What is complete is worth keeping, whatever ends the run.
+        with suppress(RunError):
+            maker.store.flush()
+        raise
+    try:
+        (config.out / "skipped.json").write_text(json.dumps(skipped, indent=1))
+        (config.out / "lint.json").write_text(json.dumps(found, indent=1))
+        if not samples:
+            name, reason = next(iter(skipped.items()), ("all", "left out by --leave-out"))
+            folder = config.images or config.scenes
+            raise InputError(f"{folder}: no image can be used; the first: {name}: {reason}")
+        write_index(config.out, maker.about(), samples, texts)
+    except OSError as error:
+        raise RunError(
+            f"{config.out}: cannot be written ({error}); make room and run the same command again"
+        ) from error
+    return samples, found, skipped
 
 
 def main(config: Config) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: a folder or model that cannot be used, or a cache of other data in `out`.
+        InputError: settings, folders or models that cannot be used, or no image that can.
+        RunError: the disk is full; what was made is kept, and the same command goes on.
     """
-    folder = PairFolder(config.scenes, scenes=True)
-    if any("caption" not in row for row in folder.rows):
-        raise InputError(f"{config.scenes}/index.json: every row needs a caption")
-    if not (config.vae / "config.json").is_file():
-        raise InputError(f"--vae {config.vae}: no autoencoder there; train one with depth-control train-autoencoder")
-    config.out.mkdir(parents=True, exist_ok=True)
-    marker, fingerprint = config.out / "fingerprint.txt", _fingerprint(config)
-    if marker.exists() and marker.read_text() != fingerprint:
-        raise InputError(f"--out {config.out} holds a cache of other data or models; choose another folder")
-    marker.write_text(fingerprint)
-    vae = AutoencoderTiny.from_pretrained(config.vae, use_safetensors=True).eval()
-    estimator = None if config.depth_model == "exact" else DepthEstimator.from_pretrained(config.depth_model)
-    sizes = sorted({(row["height"], row["width"]) for row in folder.rows})
-    captions = {}
-    for height, width in sizes:
-        chosen = [i for i, row in enumerate(folder.rows) if (row["height"], row["width"]) == (height, width)]
-        name = f"{height}x{width}"
-        captions[name] = [folder.rows[i]["caption"] for i in chosen]
-        path = config.out / f"{name}.safetensors"
-        if path.exists():
-            continue
-        scale = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
-        shape = (len(chosen), 2, vae.config.latent_channels, height // scale, width // scale)
-        latents = torch.empty(shape, dtype=torch.float16)
-        controls = torch.empty((len(chosen), height, width), dtype=torch.float16)
-        for n, i in enumerate(tqdm(chosen, desc=name, mininterval=10)):
-            pair = folder.read(i)
-            latents[n], controls[n] = _encode(vae, pair.image), _condition(estimator, pair)
-        partial = path.with_suffix(".partial")
-        save_file({"latents": latents, "controls": controls}, partial)
-        partial.rename(path)
-    (config.out / "captions.json").write_text(json.dumps(captions))
+    _check(config)
+    source = open_captioned(config.images or config.scenes)
+    if config.scenes is not None and not isinstance(source, Scenes):
+        raise InputError(f"--scenes {config.scenes}: no index.json there; give a folder of other images as --images")
+    with Maker(config, source) as maker:
+        samples, found, skipped = fill(config, source, maker)
+    print(f"{len(samples)} images in {config.out}", flush=True)
+    for line in lint.summary(found, len(source)):
+        print(f"lint: {line}", flush=True)
+    if skipped:
+        print(f"skipped {len(skipped)} (see {config.out / 'skipped.json'}):", flush=True)
+        for name, reason in list(skipped.items())[:10]:
+            print(f"  {name}: {reason}", flush=True)
 
 
-class Cache:
-    """A cache in memory; a batch comes from one size and depends on (seed, step) alone."""
-
-    def __init__(self, folder: Path, seed: int):
-        try:
-            captions = json.loads((folder / "captions.json").read_text())
-            self.sizes = [(load_file(folder / f"{name}.safetensors"), captions[name]) for name in sorted(captions)]
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder}: no complete cache ({error}); run depth-control prepare-controlnet") from error
-        self.seed = seed
-        counts = np.array([len(captions) for _, captions in self.sizes], dtype=float)
-        self.shares = counts / counts.sum()
-
-    @property
-    def captions(self) -> list[str]:
-        """Every caption, repeated ones too."""
-        return [caption for _, captions in self.sizes for caption in captions]
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return self.sizes[0][0]["latents"].shape[2]
-
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Latents float32 [B, C, h, w], conditions float32 [B, 3, H, W] and captions of a step; mirrored at random."""
-        rng = generator(self.seed, 4, step)
-        tensors, captions = self.sizes[int(rng.choice(len(self.sizes), p=self.shares))]
-        chosen = [sample_at(step * size + i, len(captions), self.seed)[1] for i in range(size)]
-        mirrored = rng.integers(2, size=size)
-        latents = tensors["latents"][chosen, mirrored].float()
-        controls = tensors["controls"][chosen].float()
-        controls = torch.where(torch.from_numpy(mirrored == 1)[:, None, None], controls.flip(-1), controls)
-        return latents, controls[:, None].expand(-1, 3, -1, -1), [captions[i] for i in chosen]
+if __name__ == "__main__":
+    run_module(Config, main, "train_controlnet.prepare")

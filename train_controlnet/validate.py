@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from depth_control import load_pipeline, to_control
 from depth_control.metrics import pooled_fidelity
@@ -20,6 +19,7 @@ from depth_model import DepthEstimator
 from depth_model.config import run_module
 from depth_model.errors import InputError
 from depth_model.images import list_images, open_image
+from train_controlnet.validation import save_strip
 
 PROMPTS = (
     "red clay shapes in a white marble room in indoor light",
@@ -46,7 +46,9 @@ class Config:
     controlnet: str | None = None
     """Another ControlNet than the pipeline's own: a folder or a Hub id."""
     depth_model: str | None = None
-    """Estimator of the conditions, and the judge: embedded, a folder or a Hub id."""
+    """Estimator of the conditions: embedded, a folder or a Hub id."""
+    judge: str | None = None
+    """Estimator that measures the pictures; by default the one of the conditions. Another one is the fairer judge."""
     control_scales: tuple[float, ...] = (1.0, 0.0)
     """Strengths of the control to compare, with the same seeds."""
     guidance_scale: float | None = None
@@ -67,10 +69,6 @@ def _captions(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
-    return np.repeat(np.rint(255 * values).astype(np.uint8)[..., None], 3, 2)
-
-
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Runs the measurement and returns pooled fidelity by control scale.
 
@@ -85,11 +83,13 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     pipe = load_pipeline(config.model, config.controlnet, config.depth_model)
     pipe.set_progress_bar_config(disable=True)
     judge = DepthEstimator(pipe.depth_estimator, pipe.depth_processor, pipe.device, pipe.depth_estimator.dtype)
+    if config.judge is not None:
+        judge = DepthEstimator.from_pretrained(config.judge, pipe.device)
     guidance = default_guidance(config.model) if config.guidance_scale is None else config.guidance_scale
     config.out.mkdir(parents=True, exist_ok=True)
     report = {}
     for scale in config.control_scales:
-        pairs, tiles = [], []
+        pairs, photos, pictures = [], [], []
         for i, file in enumerate(files):
             photo = open_image(file)
             output = pipe(
@@ -102,13 +102,10 @@ def main(config: Config) -> dict[str, dict[str, float]]:
             )
             result = to_control(judge(output.images[0]))
             pairs.append((output.control, result))
-            parts = [np.asarray(photo), _grey(output.control), np.asarray(output.images[0]), _grey(result)]
-            tiles.append(np.concatenate([np.asarray(Image.fromarray(part).resize((128, 128))) for part in parts], 0))
-        rows = [np.concatenate(tiles[i : i + 8], 1) for i in range(0, len(tiles) - len(tiles) % 8 or len(tiles), 8)]
-        width = rows[0].shape[1]
-        Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == width], 0)).save(
-            config.out / f"strip_{scale:g}.png"
-        )
+            photos.append(photo)
+            pictures.append(output.images[0])
+        controls, results = zip(*pairs, strict=True)
+        save_strip(config.out / f"strip_{scale:g}.png", photos, controls, pictures, results)
         report[f"{scale:g}"] = pooled_fidelity(pairs)
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in report[f"{scale:g}"].items())
         print(f"{len(pairs)} images, control scale {scale:g}, guidance {guidance:g}: {numbers}", flush=True)

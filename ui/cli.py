@@ -29,8 +29,10 @@ COMMANDS = {
     "measure-input": ("depth_model.measure_input", "whether reading keeps up with training"),
     "train-autoencoder": ("train_controlnet.autoencoder", "train the small autoencoder of the image model"),
     "train-base": ("train_controlnet.base", "train the small text-to-image model"),
-    "prepare-controlnet": ("train_controlnet.prepare", "estimate the depth of images for ControlNet training"),
+    "prepare-controlnet": ("train_controlnet.prepare", "images and captions to the cache of ControlNet training"),
     "train-controlnet": ("train_controlnet.train", "train a ControlNet on a frozen base model"),
+    "validate-controlnet": ("train_controlnet.validate", "measure how well pictures obey their depth"),
+    "benchmark-controlnet": ("train_controlnet.benchmark", "measure training beside diffusers' example script"),
 }
 """Name -> (module, what it does)."""
 

@@ -147,7 +147,6 @@ def test_words_outside_a_small_vocabulary_are_named(photo, models, tmp_path):
         ({"gamma": float("nan")}, "--gamma"),
         ({"size": "100x128"}, "multiples of 8"),
         ({"size": "big"}, "--size"),
-        ({"model": "sdxl"}, "sdxl"),
         ({"model": "sd99"}, "embedded"),
         ({"device": "abacus"}, "--device"),
         ({"dtype": "int3"}, "--dtype"),

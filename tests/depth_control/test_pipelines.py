@@ -9,6 +9,8 @@ from diffusers import (
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
 
@@ -222,3 +224,17 @@ def test_a_hooked_controlnet_saves_plain_weights(pipe, tmp_path):
 )
 def test_pictures_keep_the_aspect_and_the_native_area(photo, native, expected):
     assert picture_size(*photo, native) == expected
+
+
+@pytest.mark.parametrize(
+    "kind", [StableDiffusionXLControlNetPipeline, StableDiffusionXLControlNetImg2ImgPipeline], ids=["text", "image"]
+)
+def test_xl_takes_photos_and_depth_too(kind):
+    model, processor = tiny.estimator()
+    pipe = with_depth(kind).from_pipe(tiny.xl_pipeline(), depth_estimator=model, depth_processor=processor)
+    pipe.set_progress_bar_config(disable=True)
+    draws = {"num_inference_steps": 2, "output_type": "np"} | ({"image": PHOTO} if "Img2Img" in kind.__name__ else {})
+    one = pipe("red clay", depth_source=PHOTO, generator=torch.manual_seed(0), **draws)
+    other = pipe("red clay", depth=1 - one.control, generator=torch.manual_seed(0), **draws)
+    assert one.images[0].shape == (*one.control.shape, 3) and np.abs(one.images[0] - other.images[0]).max() > 1e-3
+    assert pickle.loads(pickle.dumps(with_depth(kind))) is with_depth(kind)
