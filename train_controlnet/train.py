@@ -234,10 +234,9 @@ def main(config: Config) -> None:
         dump(config, config.out / "config.yaml")
         if config.validation is not None and step < config.steps:
             maps = config.depth_model or next((m for m in cache.about.depth_models if m != "exact"), "embedded")
-            validator = Validator(config, folder, network, scheduler, unet, maps)
+            validator = Validator(config, folder, network, scheduler, unet, maps, accelerator.autocast)
             if step == 0:
-                with accelerator.autocast():
-                    log.write(0, proxy_structure=validator.proxy())
+                log.write(0, proxy_structure=validator.proxy())
     accelerator.init_trackers("train_controlnet")
 
     with Watch(config.out, accelerator, state.get("skipped")) as watch:
@@ -270,7 +269,7 @@ def main(config: Config) -> None:
             if not (any(due) or watch.stop) or not accelerator.is_main_process:
                 continue
             if validator is not None and (due[1] or due[2]):
-                with averaged(network, ema), accelerator.autocast():
+                with averaged(network, ema):
                     numbers = {"proxy_structure": validator.proxy()}
                     if due[2]:
                         numbers |= validator.measure(step)

@@ -1,6 +1,7 @@
 """Is the control obeyed? Pictures for fixed images, prompts and seeds, judged by their re-estimated depth."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,37 @@ class Validator:
     """
 
     def __init__(
-        self, config: Any, base: Path, network: ControlNetModel, scheduler: DDPMScheduler, unet: Any, maps: str
+        self,
+        config: Any,
+        base: Path,
+        network: ControlNetModel,
+        scheduler: DDPMScheduler,
+        unet: Any,
+        maps: str,
+        autocast: Callable,
     ):
         """Loads what is missing of the pipeline, and estimates the conditions.
 
         Args:
             config: of `train`. base: its folder. network: the ControlNet; what it holds later is what is measured.
             scheduler: of training. unet: the frozen one. maps: estimator of the conditions.
+            autocast: makes the context in which the ControlNet under training runs in mixed precision.
 
         Raises:
             InputError: no usable pictures, or models that cannot be loaded.
         """
-        self.config, self.network, self.scheduler = config, network, scheduler
+        self.config, self.network, self.scheduler, self.autocast = config, network, scheduler, autocast
         self.photos, self.prompts = _pictures(config.validation, config.validation_count)
         device = next(network.parameters()).device
         estimator = DepthEstimator.from_pretrained(maps, device)
         self.judge = DepthEstimator.from_pretrained(config.judge, device) if config.judge else estimator
         parts = {"depth_estimator": estimator.model, "depth_processor": estimator.processor}
-        self.pipe = load_parts(base, dtype=torch.float32, unet=unet, controlnet=network, **parts).to(device)
+        # Pictures are drawn as at inference, all in the UNet's dtype; only the autoencoder stays in float32.
+        own = network if unet.dtype == network.dtype else ControlNetModel.from_config(network.config).to(unet.dtype)
+        self.pipe = load_parts(base, dtype=torch.float32, unet=unet, controlnet=own, **parts).to(device)
+        for name in ("text_encoder", "text_encoder_2"):
+            if (encoder := getattr(self.pipe, name, None)) is not None:
+                encoder.to(unet.dtype)
         self.pipe.vae.requires_grad_(False)
         self.pipe.set_progress_bar_config(disable=True)
         self.range = condition_range(self.pipe)
@@ -68,14 +82,15 @@ class Validator:
             structure, detail and rmse, as `pooled_fidelity`; shuffled_structure, the baseline of a wrong condition;
             no_control_structure and no_control_detail, without any control, measured once for each run.
         """
-        outputs = [self._draw(i, 1.0) for i in range(len(self.photos))]
-        pictures, controls = [output.images[0] for output in outputs], [output.control for output in outputs]
+        if self.pipe.controlnet is not self.network:
+            self.pipe.controlnet.load_state_dict(self.network.state_dict())
+        pictures, controls = zip(*(self._draw(i, 1.0) for i in range(len(self.photos))), strict=True)
         results = [self._seen(picture) for picture in pictures]
         save_strip(self.folder / f"step-{step:08d}.png", self.photos, controls, pictures, results)
         numbers = pooled_fidelity(zip(controls, results, strict=True))
         kept = {name: numbers[name] for name in ("structure", "detail", "rmse")}
         if len(controls) > 1:
-            others = [resize_map(c, *r.shape) for c, r in zip(controls[1:] + controls[:1], results, strict=True)]
+            others = [resize_map(c, *r.shape) for c, r in zip((*controls[1:], controls[0]), results, strict=True)]
             kept["shuffled_structure"] = pooled_fidelity(zip(others, results, strict=True))["structure"]
         return kept | self._no_control()
 
@@ -86,16 +101,15 @@ class Validator:
         20 times cheaper than pictures, and on another scale than theirs, since noised latents still show the picture.
         """
         pairs, timestep = [], int(PROXY_TIME * self.scheduler.config.num_train_timesteps)
-        vae, unet = self.pipe.vae, self.pipe.unet
+        unet = self.pipe.unet
         for i, (batch, control) in enumerate(self.examples):
             latents, times = batch["latents"], torch.tensor([timestep], device=unet.device)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.config.seed + i))
             noisy = self.scheduler.add_noise(latents, noise.to(latents.device), times)
-            prediction = predict(unet, self.network, batch, noisy.to(unet.dtype), times).float()
-            clean = denoised(prediction, noisy, timestep, self.scheduler) / vae.config.scaling_factor
-            pixels = vae.decode(clean.to(vae.dtype)).sample[0].float().nan_to_num()
-            picture = pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-            pairs.append((control, self._seen(Image.fromarray(picture))))
+            with self.autocast():
+                prediction = predict(unet, self.network, batch, noisy.to(unet.dtype), times)
+            clean = denoised(prediction.float(), noisy, timestep, self.scheduler)
+            pairs.append((control, self._seen(self._picture(clean))))
         return pooled_fidelity(pairs)["structure"]
 
     def _example(self, photo: Image.Image, depth: Any, prompt: str) -> tuple[dict, np.ndarray]:
@@ -104,7 +118,7 @@ class Validator:
         native = float(np.sqrt(np.prod(sample) if isinstance(sample, list | tuple) else sample**2))
         height, width = picture_size(*depth.values.shape, native * self.pipe.vae_scale_factor)
         control = resize_map(to_control(depth), height, width)
-        latents = encode(self.pipe.vae, np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))[None])
+        latents = encode(self.pipe.vae, np.array(photo.resize((width, height), Image.Resampling.LANCZOS))[None])
         low, high = self.range
         batch = {name: tensor.float() for name, tensor in embed(self.pipe, [prompt]).items()}
         batch |= {
@@ -114,15 +128,24 @@ class Validator:
         }
         return {name: tensor.to(self.pipe.unet.device) for name, tensor in batch.items()}, control
 
-    def _draw(self, i: int, scale: float) -> Any:
-        return self.pipe(
+    def _draw(self, i: int, scale: float) -> tuple[Image.Image, np.ndarray]:
+        """The picture of an image's prompt, and the condition that the ControlNet saw."""
+        output = self.pipe(
             self.prompts[i],
             depth=self.depths[i],
             num_inference_steps=self.config.validation_steps,
             guidance_scale=self.config.guidance_scale,
             controlnet_conditioning_scale=scale,
             generator=torch.Generator().manual_seed(self.config.seed + i),
+            output_type="latent",
         )
+        return self._picture(output.images[:1]), output.control
+
+    @torch.no_grad()
+    def _picture(self, latents: torch.Tensor) -> Image.Image:
+        vae = self.pipe.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample[0].float().nan_to_num()
+        return Image.fromarray(pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
     def _seen(self, picture: Image.Image) -> np.ndarray:
         return to_control(self.judge(picture))
@@ -130,8 +153,8 @@ class Validator:
     def _no_control(self) -> dict[str, float]:
         file = self.folder / "no_control.json"
         if not file.exists():
-            outputs = [self._draw(i, 0.0) for i in range(len(self.photos))]
-            numbers = pooled_fidelity((output.control, self._seen(output.images[0])) for output in outputs)
+            drawn = [self._draw(i, 0.0) for i in range(len(self.photos))]
+            numbers = pooled_fidelity((control, self._seen(picture)) for picture, control in drawn)
             file.write_text(json.dumps({f"no_control_{name}": numbers[name] for name in ("structure", "detail")}))
         return json.loads(file.read_text())
 
@@ -154,10 +177,10 @@ def took_hold(points: list[tuple[int, float]], baseline: float) -> tuple[int, in
 
 def save_strip(
     path: Path,
-    photos: list[Image.Image],
-    controls: list[np.ndarray],
-    pictures: list[Image.Image],
-    results: list[np.ndarray],
+    photos: Sequence[Image.Image],
+    controls: Sequence[np.ndarray],
+    pictures: Sequence[Image.Image],
+    results: Sequence[np.ndarray],
 ) -> None:
     """Draws photo, condition, picture and its depth one below the other, eight columns to a row, as one PNG."""
     columns = []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -310,7 +311,15 @@ def test_sdxl_trains_and_draws(scenes, models, config, tmp_path):
         load_pipeline(str(models[0]), controlnet=str(run.out / "model"), depth_model=str(models[1]), device="cpu")
 
 
-def test_mixed_precision_keeps_the_weights_in_float32(config, tmp_path):
+@pytest.fixture
+def own_accelerator():
+    """Accelerate keeps the precision of a process's first run for all later ones."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_keeps_the_weights_in_float32(config, own_accelerator, tmp_path):
     run = replace(config, precision="bf16", steps=2, out=tmp_path / "run")
     main(run)
     log = rows(run.out)
