@@ -168,8 +168,8 @@ def test_folders_that_are_incomplete_are_refused(models, tmp_path):
         load_pipeline(models["depth_model"])
     with pytest.raises(InputError, match="safetensors"):
         load_pipeline(models["model"], controlnet=models["depth_model"])
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(InputError, match="StableDiffusionXLPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(InputError, match="FluxPipeline"):
         load_pipeline(str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(InputError, match="--controlnet"):
