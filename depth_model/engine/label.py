@@ -187,6 +187,9 @@ def main(config: Config) -> None:
             f"{len(failed)} of {len(units)} units could not be labelled, such as {name} ({problem}); the others are "
             "done; mend or remove these and run the same command again"
         )
+    # Everything is done, so what an engine that was killed on a unit of another one left is of no use.
+    for partial in config.out.rglob("*.tmp-*"):
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
