@@ -82,6 +82,21 @@ def test_a_new_controlnet_acts_from_the_first_step(base_config, base_model):
     assert (near - far).abs().max() > 1e-3
 
 
+def test_a_gain_is_a_control_scale_that_stays(base_config, base_model, tmp_path):
+    later = replace(base_config, init=base_model, out=tmp_path / "later", lr=1e-9, steps=1, ema=0.0)
+    main(later)
+    main(replace(later, out=tmp_path / "amplified", control_gain=2.0))
+    nets = [
+        StableDiffusionControlNetPipeline.from_pretrained(f / "model", dtype=torch.float32).controlnet
+        for f in (later.out, tmp_path / "amplified")
+    ]
+    draws = torch.randn(1, 4, 8, 8), 10, torch.randn(1, 5, base_config.text_width), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain, double = nets[0](*draws, conditioning_scale=2.0), nets[1](*draws)
+    torch.testing.assert_close(double.mid_block_res_sample, plain.mid_block_res_sample, atol=1e-3, rtol=1e-2)
+    assert plain.mid_block_res_sample.abs().max() > 0
+
+
 def test_a_missing_cache_is_refused(base_config, tmp_path):
     with pytest.raises(InputError, match="no complete cache"):
         main(replace(base_config, cache=tmp_path, out=tmp_path / "run"))
