@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Self
@@ -40,6 +41,10 @@ class Watch:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         signal.signal(signal.SIGTERM, self._handler)
+        if self.accelerator.num_processes > 1:
+            # Gloo's threads need the interpreter to drop the tensors of the last exchange; a process group that ends
+            # before holds the interpreter and waits for them, for ever.
+            time.sleep(0.5)
         if self.accelerator.num_processes > 1 and isinstance(error, RuntimeError) and not isinstance(error, RunError):
             reason = " ".join(str(error).split())[:200]
             raise RunError(
