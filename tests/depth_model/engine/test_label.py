@@ -295,7 +295,7 @@ def test_planning_and_status_of_62000_shards(tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_bytes_when_its_workers_are_killed(teacher, tmp_path):
+def test_ray_gives_the_same_bytes_when_its_workers_are_killed(teacher, tmp_path, one_thread):  # as each of its workers
     pytest.importorskip("ray")
     psutil = pytest.importorskip("psutil")
     images = image_shards(tmp_path / "images", 12, 8)
