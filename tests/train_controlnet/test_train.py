@@ -353,12 +353,16 @@ def test_two_processes_see_the_same_samples(config, tmp_path):
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_been(config, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     straight = replace(config, validation=None, steps=30, out=tmp_path / "straight", save_every=3)
-    main(straight)
     killed, draws = replace(straight, out=tmp_path / "killed"), random.Random(0)
-    dump(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "train_controlnet", "--config", str(tmp_path / "killed.yaml")]
+
+    def command(run):
+        # Both runs start alike: sums of several threads round otherwise than those of one.
+        dump(run, run.out.with_suffix(".yaml"))
+        return [sys.executable, "-m", "train_controlnet", "--config", str(run.out.with_suffix(".yaml"))]
+
+    subprocess.run(command(straight), env=env, stdout=subprocess.DEVNULL, check=True)
     for _ in range(12):
-        process = subprocess.Popen(command, env=env, process_group=0, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(killed), env=env, process_group=0, stdout=subprocess.DEVNULL)
         log = killed.out / "log.jsonl"
         before = log.read_text() if log.exists() else ""
         deadline = time.monotonic() + 120
@@ -370,5 +374,5 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_been(config, tmp_
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert subprocess.run(command, env=env, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(command(killed), env=env, stdout=subprocess.DEVNULL).returncode == 0
     assert_same_run(straight.out, killed.out, 30)
