@@ -4,11 +4,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,18 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
-from transformers import PreTrainedTokenizerBase
 
 from depth_control.conditioning import as_depth_map, to_control
 from depth_control.metrics import fidelity
 from depth_control.presets import choose, default_guidance, load_pipeline
 from depth_control.settings import Settings
+from depth_control.words import known_words, unknown_words
 from depth_model import DepthEstimator, DepthMap
 from depth_model.errors import InputError
 from depth_model.images import open_image
 
 Progress = Callable[[int, int, str], None]
 
-SMALL_VOCABULARY = 2000
 CAPTION_HEIGHT = 16
 
 
@@ -69,16 +67,19 @@ def generate(
     photo, depth_map = _open_inputs(image, depth, checked.depth_kind)
     folder = _make_folder(out)
     pipe = load_pipeline(checked.model, checked.controlnet, checked.depth_model, checked.device, checked.dtype)
-    estimator = _estimator(pipe)
+    estimator = estimator_of(pipe)
     judge = DepthEstimator.from_pretrained(checked.judge, estimator.device) if checked.judge else estimator
-    _warn_of_unknown_words(pipe.tokenizer, [*prompts, checked.negative_prompt])
+    _warn_of_unknown_words(pipe, [*prompts, checked.negative_prompt])
     report = _start_report(prompt if isinstance(prompt, str) else prompts, checked, pipe)
     loaded = time.perf_counter()
     depth_map = depth_map or estimator(photo)
     report["timings"] = {"load": loaded - clock, "depth": time.perf_counter() - loaded}
     _write(folder / "depth.png", depth_map.save_png)
     _write(folder / "depth_color.png", depth_map.save_color)
-    _make_pictures(pipe, judge, photo, depth_map, prompts, checked, folder, report, progress)
+    pipe.set_progress_bar_config(disable=progress is not None)
+    on_step = _step_callback(progress, len(prompts) * checked.num_images, checked.steps)
+    made = make_pictures(pipe, judge, depth_map, prompts, checked, on_step)
+    _write_pictures(made, photo, depth_map, folder, report)
     report["timings"]["total"] = time.perf_counter() - clock
     report["finished"] = True
     _write_report(folder, report)
@@ -111,44 +112,77 @@ def _start_report(prompt: str | list[str], settings: Settings, pipe: DiffusionPi
     }
 
 
-def _make_pictures(
+@dataclass(frozen=True)
+class Picture:
+    """One picture and how well it keeps its depth."""
+
+    image: Image.Image
+    prompt: str
+    seed: int
+    seconds: float
+    """What drawing it took, without measuring it."""
+    control: np.ndarray
+    """float32 [H, W], near = 1: what the ControlNet saw."""
+    own_depth: DepthMap
+    """Depth of the picture, as the judge sees it."""
+    fidelity: dict[str, float]
+    """`fidelity(control, to_control(own_depth))`."""
+
+
+def make_pictures(
     pipe: DiffusionPipeline,
     judge: DepthEstimator,
-    photo: Image.Image | None,
     depth_map: DepthMap,
-    prompts: list[str],
+    prompts: Sequence[str],
     settings: Settings,
-    folder: Path,
-    report: dict[str, Any],
-    progress: Progress | None,
+    on_step: Callable | None = None,
+) -> Iterator[Picture]:
+    """Draw pictures one after the other and measure each.
+
+    Args:
+        pipe: From `load_pipeline`.
+        judge: Estimator of the pictures' own depth.
+        depth_map: What they shall keep.
+        prompts: `settings.num_images` pictures are drawn for each.
+        settings: Checked settings. Picture i starts from `seed + i` and depends on nothing else of its place.
+        on_step: `callback_on_step_end` of diffusers; what it raises ends the drawing.
+
+    Yields:
+        By prompt, then by number.
+    """
+    for i, text in enumerate(text for text in prompts for _ in range(settings.num_images)):
+        start = time.perf_counter()
+        output = pipe(
+            text,
+            depth=depth_map,
+            generator=torch.Generator().manual_seed(settings.seed + i),
+            callback_on_step_end=on_step,
+            **_call_arguments(settings),
+        )
+        seconds = time.perf_counter() - start
+        own_depth = judge(output.images[0])
+        measured = fidelity(output.control, to_control(own_depth))
+        yield Picture(output.images[0], text, settings.seed + i, seconds, output.control, own_depth, measured)
+
+
+def _write_pictures(
+    made: Iterator[Picture], photo: Image.Image | None, depth_map: DepthMap, folder: Path, report: dict[str, Any]
 ) -> None:
-    """Make, measure and write one picture after the other; what is done stays, whatever happens to the next."""
-    texts = [text for text in prompts for _ in range(settings.num_images)]
-    pictures: list[Image.Image] = []
-    pipe.set_progress_bar_config(disable=progress is not None)
+    """Write one picture after the other; what is done stays, whatever happens to the next."""
+    pictures: list[Picture] = []
     _write_report(folder, report)
     try:
-        for i, text in enumerate(texts):
-            start = time.perf_counter()
-            output = pipe(
-                text,
-                depth=depth_map,
-                generator=torch.Generator().manual_seed(settings.seed + i),
-                callback_on_step_end=_step_callback(progress, i, len(texts), settings.steps),
-                **_call_arguments(settings),
-            )
-            picture = output.images[0]
-            seconds = time.perf_counter() - start
-            _write(folder / f"image_{i}.png", picture.save)
+        for i, picture in enumerate(made):
+            name = f"image_{i}.png"
+            _write(folder / name, picture.image.save)
             pictures.append(picture)
-            entry = {"file": f"image_{i}.png", "prompt": text, "seed": settings.seed + i, "seconds": seconds}
-            entry["fidelity"] = fidelity(output.control, to_control(judge(picture)))
+            entry = {"file": name} | {key: getattr(picture, key) for key in ("prompt", "seed", "seconds", "fidelity")}
             report["images"].append(entry)
-            report["settings"]["size"] = f"{picture.width}x{picture.height}"
+            report["settings"]["size"] = f"{picture.image.width}x{picture.image.height}"
             _write_report(folder, report)
     finally:
         if pictures:
-            strip = _draw_strip(photo, depth_map, pictures, texts)
+            strip = _draw_strip(photo, depth_map, [p.image for p in pictures], [p.prompt for p in pictures])
             _write(folder / "comparison.png", strip.save)
 
 
@@ -174,11 +208,14 @@ def _guidance(settings: Settings) -> float:
     return default_guidance(settings.model) if settings.guidance_scale is None else settings.guidance_scale
 
 
-def _step_callback(progress: Progress | None, index: int, pictures: int, steps: int) -> Callable | None:
+def _step_callback(progress: Progress | None, pictures: int, steps: int) -> Callable | None:
     if progress is None:
         return None
+    index = -1
 
     def report_step(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict) -> dict:
+        nonlocal index
+        index += step == 0
         # Some schedulers take more calls than steps.
         done = index * steps + min(step + 1, steps)
         progress(done, pictures * steps, f"picture {index + 1} of {pictures}")
@@ -218,28 +255,15 @@ def _make_folder(out: str | os.PathLike) -> Path:
     return Path(out)
 
 
-def _estimator(pipe: DiffusionPipeline) -> DepthEstimator:
+def estimator_of(pipe: DiffusionPipeline) -> DepthEstimator:
     model = pipe.depth_estimator
     return DepthEstimator(model, pipe.depth_processor, model.device, model.dtype)
 
 
-def _warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
-    """A small model was trained on few words; the others only disturb it."""
-    if len(tokenizer) >= SMALL_VOCABULARY:
-        return
-    words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
-    unknown = [word for word in words if not _knows(tokenizer, word)]
-    if unknown:
-        entries = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
-        known = sorted(word for word in entries if len(word) > 1 and word.isalpha())
-        warnings.warn(
-            f"this model does not know the words {', '.join(unknown)}; it knows: {', '.join(known)}", stacklevel=3
-        )
-
-
-def _knows(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
-    tokens = tokenizer.tokenize(word)
-    return len(tokens) == 1 and tokens[0] != tokenizer.unk_token
+def _warn_of_unknown_words(pipe: DiffusionPipeline, texts: list[str]) -> None:
+    if unknown := unknown_words(pipe.tokenizer, texts):
+        known = ", ".join(known_words(pipe.tokenizer))
+        warnings.warn(f"this model does not know the words {', '.join(unknown)}; it knows: {known}", stacklevel=3)
 
 
 def _draw_strip(

@@ -15,11 +15,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from depth_model.errors import InputError
 from depth_model.images import MAX_PIXELS, read_grey16
+from depth_model.point_cloud import encode_glb, match_colours, thinning_mask, unproject
 
 KINDS = ("disparity", "metric")
 
 NEAREST_METRES = 1e-3
 """Metric values are taken as at least this far away wherever they are inverted."""
+
+FARTHEST_POINT = 8.0
+"""Where a point cloud puts the farthest point of a map without a scale; the nearest is at 1."""
 
 _NOTE = "depth-control"
 _NEAR_CODE, _FAR_CODE = 65535, 1  # 0 marks invalid pixels
@@ -134,6 +138,40 @@ class DepthMap:
             arrays["valid"] = self.valid
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
+
+    def save_glb(
+        self,
+        path: str | os.PathLike,
+        image: Image.Image | None = None,
+        field_of_view: float = 55.0,
+        most: int = 250_000,
+    ) -> None:
+        """Write the valid pixels as a coloured point cloud, binary glTF.
+
+        Metric maps are in metres. Disparity has no scale: there the nearest point is put at 1 and the farthest at
+        `FARTHEST_POINT`, evenly in inverse distance.
+
+        Args:
+            path: the `.glb` file.
+            image: the picture that gives the colours, of any size; `colorize()` by default.
+            field_of_view: angle of the longer side, degrees, between 1 and 170.
+            most: points at most; rows and columns are skipped evenly beyond.
+
+        Raises:
+            InputError: no valid pixel, or an angle out of range.
+        """
+        if not 1 <= field_of_view <= 170:
+            raise InputError(f"field_of_view must be from 1 to 170 degrees, not {field_of_view}")
+        valid = np.full(self.values.shape, True) if self.valid is None else self.valid
+        distance = self.values
+        if self.kind == "disparity":
+            distance = 1 / (1 / FARTHEST_POINT + self.nearness() * (1 - 1 / FARTHEST_POINT))
+        kept = valid & thinning_mask(*valid.shape, most)
+        kept = kept if kept.any() else valid
+        if not kept.any():
+            raise InputError("a depth map without a valid pixel makes no point cloud")
+        colours = match_colours(image or self.colorize(), *valid.shape)
+        Path(path).write_bytes(encode_glb(unproject(distance, field_of_view)[kept], colours[kept]))
 
     @classmethod
     def load(cls, path: str | os.PathLike, kind: str | None = None) -> Self:

@@ -1,6 +1,7 @@
-"""`python -m ui`: the place of the app, which this version does not have."""
+"""`python -m ui`: the app, as `depth-control ui`."""
 
 import sys
 
-print("depth-control: the app is not part of this version; see `depth-control --help`", file=sys.stderr)
-raise SystemExit(2)
+from ui.cli import main
+
+raise SystemExit(main(["ui", *sys.argv[1:]]))

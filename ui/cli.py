@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("ui.demo", "a packaged photo to depth and three pictures, offline, in ./demo"),
     "generate": ("ui.generate", "a photo and a prompt to pictures that keep the photo's geometry"),
     "estimate": ("ui.estimate", "photos to depth maps"),
+    "ui": ("ui.server", "the app in the browser, on this machine"),
     "scenes": ("ui.scenes", "draw procedural scenes with exact depth, labels and captions"),
     "train-teacher": ("depth_model.train_teacher", "train a depth model on images with known depth"),
     "label-sky": ("depth_model.label_sky", "find the sky in labelled images"),
