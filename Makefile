@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint chromium
 
 demo: $(INSTALLED)
 	$(BIN)/depth-control demo
@@ -11,8 +11,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: test
+test-all: test chromium
 	$(BIN)/python -m pytest -m slow
+
+# The browser tests drive the system's Chromium; where it cannot be installed they are skipped.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| echo "no Chromium here: the browser tests will be skipped"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

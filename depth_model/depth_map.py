@@ -22,7 +22,7 @@ KINDS = ("disparity", "metric")
 NEAREST_METRES = 1e-3
 """Metric values are taken as at least this far away wherever they are inverted."""
 
-FARTHEST_POINT = 8.0
+FARTHEST_POINT = 4.0
 """Where a point cloud puts the farthest point of a map without a scale; the nearest is at 1."""
 
 _NOTE = "depth-control"

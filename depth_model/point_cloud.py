@@ -10,6 +10,10 @@ from PIL import Image
 _MAGIC, _VERSION, _JSON, _BINARY = b"glTF", 2, b"JSON", b"BIN\0"
 _FLOAT, _UNSIGNED_BYTE, _POINTS = 5126, 5121, 0
 _ARRAY_BUFFER = 34962
+_LEVELS = np.arange(256) / 255
+_LINEAR = np.round(255 * np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4)).astype(
+    np.uint8
+)
 
 
 def unproject(distance: np.ndarray, field_of_view: float) -> np.ndarray:
@@ -34,13 +38,13 @@ def encode_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
 
     Args:
         points: float32 [N, 3], N at least 1.
-        colours: uint8 [N, 3], RGB.
+        colours: uint8 [N, 3], RGB as in picture files (sRGB); glTF stores them linear.
 
     Returns:
         The bytes of a `.glb` file; the same input gives the same bytes.
     """
     # Vertex attributes must start at multiples of 4 bytes, so colours carry an alpha.
-    rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], axis=1)
+    rgba = np.concatenate([_LINEAR[colours], np.full((len(colours), 1), 255, np.uint8)], axis=1)
     buffers = points.astype("<f4").tobytes(), rgba.tobytes()
     lengths = [len(buffer) for buffer in buffers]
     header = {
@@ -48,7 +52,10 @@ def encode_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "mode": _POINTS}]}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "mode": _POINTS, "material": 0}]}],
+        # Points have no normals: lit, they would all be white or black.
+        "materials": [{"extensions": {"KHR_materials_unlit": {}}}],
+        "extensionsUsed": ["KHR_materials_unlit"],
         "buffers": [{"byteLength": sum(lengths)}],
         "bufferViews": [
             {"buffer": 0, "byteOffset": 0, "byteLength": lengths[0], "target": _ARRAY_BUFFER},
@@ -83,6 +90,8 @@ def encode_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
 def thinning_mask(rows: int, columns: int, most: int) -> np.ndarray:
     """bool [rows, columns], True on every k-th row and column, with the least k that leaves at most `most` pixels."""
     step = math.ceil(math.sqrt(rows * columns / most))
+    while math.ceil(rows / step) * math.ceil(columns / step) > max(most, 1):
+        step += 1
     mask = np.full((rows, columns), False)
     mask[::step, ::step] = True
     return mask

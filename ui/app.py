@@ -6,6 +6,7 @@ import gradio as gr
 
 import depth_control
 from ui import depth_tab, generate_tab, runs_tab
+from ui.generate_layout import EXAMPLE
 from ui.studio import Studio
 from ui.view import HOW_IT_WORKS
 
@@ -36,18 +37,19 @@ def build_app(studio: Studio, runs: Path | None) -> gr.Blocks:
         studio: Does the work.
         runs: Folder of training runs; without one there is no Runs tab.
     """
-    photo = Path(depth_control.__file__).parent / generate_tab.EXAMPLE
+    photo = Path(depth_control.__file__).parent / EXAMPLE
     examples = [str(photo)] if photo.is_file() else []
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}\nPictures with the geometry of your photo, and a number for how well each keeps it.")
         with gr.Accordion("How depth control works", open=False):
             gr.Markdown(HOW_IT_WORKS)
         with gr.Tab("Generate", id="generate"):
-            generate_tab.build(studio, examples)
+            how_long = generate_tab.build(studio, examples)
         with gr.Tab("Depth", id="depth"):
             depth_tab.build(studio, examples)
         if runs is not None:
-            with gr.Tab("Runs", id="runs"):
-                runs_tab.build(runs)
+            with gr.Tab("Runs", id="runs") as tab:
+                runs_tab.build(runs, tab)
+        page.load(how_long, how_long.inputs, how_long.outputs, **generate_tab.QUIET)
     page.queue(max_size=QUEUE, default_concurrency_limit=2, api_open=False)
     return page

@@ -155,10 +155,12 @@ def _size(path: Path) -> str:
 
 
 def _licence(path: Path) -> str:
-    """The licence that a model card states."""
+    """The licence that a model card states; "other" is what cards say of a notice beside the weights."""
     try:
         lines = (path / "README.md").read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
     except OSError:
         return "licence not stated"
     stated = [line.partition(":")[2].strip() for line in lines if line.startswith("license:")]
-    return stated[0][:60] if stated and stated[0] else "licence not stated"
+    if not stated or not stated[0]:
+        return "licence not stated"
+    return "see its notice" if stated[0] == "other" else stated[0][:60]

@@ -70,9 +70,7 @@ def build(studio: Studio, examples: list[str]) -> None:
             with gr.Row():
                 names = "Download 16-bit PNG", "Download npz", "Download 3D points (GLB)"
                 downloads = [gr.DownloadButton(name, size="sm", visible=False) for name in names]
-            points = gr.Model3D(
-                label="Points in space: drag to turn", display_mode="point_cloud", visible=False, height=360
-            )
+            points = gr.Model3D(label="Points in space: drag to turn", camera_position=(90, 90, None), height=360)
     chosen = gr.State("embedded")
     found = gr.State([])
     shown = [colour, reading, slider, *downloads, points]
@@ -185,5 +183,5 @@ def _details(result: dict[str, Any]) -> list[Any]:
         "",
         gr.update(value=(result["photo"], result["colour"]), visible=True),
         *(gr.update(value=result[kind], visible=True) for kind in ("png", "npz", "glb")),
-        gr.update(value=result["glb"], visible=True),
+        result["glb"],
     ]

@@ -27,8 +27,8 @@ def find_runs(folder: Path) -> list[str]:
     return [str(log.parent.relative_to(folder)) for log in runs[:MOST_RUNS]]
 
 
-def build(folder: Path) -> None:
-    """Lay out the tab and connect it. Called inside `gr.Blocks`."""
+def build(folder: Path, tab: gr.Tab) -> None:
+    """Lay out the tab and connect it. Called inside `gr.Blocks`; the list is read when the tab is opened."""
     gr.Markdown(
         "Curves, fixed-image grids and validation strips of the depth and ControlNet trainers. "
         "Nothing is started from here; the folder is the one of `--runs-dir`."
@@ -62,7 +62,7 @@ def build(folder: Path) -> None:
         rows = read_log(run / "log.jsonl")
         return [describe(rows), read_pictures(run), as_table(rows[-LAST_LINES:]), (run / "config.yaml").read_text()]
 
-    refresh.click(listed, outputs=[choice, told], queue=False, api_visibility="private")
+    gr.on([refresh.click, tab.select], listed, outputs=[choice, told], queue=False, api_visibility="private")
     choice.change(opened, choice, [told, pictures, table, config], api_name="run", concurrency_id="depth")
 
 

@@ -201,7 +201,9 @@ def main(config: Config) -> None:
     try:
         listener = socket.create_server((config.host, config.port))
     except OSError as error:
-        raise InputError(f"--host {config.host} --port {config.port}: cannot listen there ({os.strerror(error.errno)})") from None
+        raise InputError(
+            f"--host {config.host} --port {config.port}: cannot listen there ({os.strerror(error.errno)})"
+        ) from None
     root = prepare_process()
 
     import uvicorn

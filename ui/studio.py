@@ -96,18 +96,20 @@ class Studio:
         """
         if photo is None and depth_file is None:
             raise InputError("Nothing to work from: give a photo, or a depth map of your own")
-        inputs, opened = {}, None
-        if photo is not None:
-            data = read_upload(photo, self.root)
-            inputs["photo"] = sha256(data)
-            if depth_file is None:
-                return Subject(self.estimate(data, depth_model), open_photo(data), inputs)
-            opened = open_photo(data)
-        data = read_upload(depth_file, self.root)
-        inputs["depth"] = sha256(data)
+        data = None if photo is None else read_upload(photo, self.root)
+        opened = None if data is None else open_photo(data)
+        inputs = self.hashes(photo, depth_file)
+        if depth_file is None:
+            return Subject(self.estimate(data, depth_model), opened, inputs)
+        values = read_upload(depth_file, self.root)
         key = inputs["depth"], f"file as {kind}"
-        depth = self._remember(key, lambda: open_depth(Path(depth_file), data, kind), threading.Lock())
+        depth = self._remember(key, lambda: open_depth(Path(depth_file), values, kind), threading.Lock())
         return Subject(depth, opened, inputs)
+
+    def hashes(self, photo: str | None, depth_file: str | None) -> dict[str, str]:
+        """SHA-256 of the uploaded files, as recipes name them."""
+        files = {"photo": photo, "depth": depth_file}
+        return {name: sha256(read_upload(path, self.root)) for name, path in files.items() if path is not None}
 
     def estimate(self, data: bytes, depth_model: str) -> DepthMap:
         """The depth of a photo's bytes, kept for a while: sliders ask for it again and again.

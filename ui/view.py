@@ -46,18 +46,10 @@ def histogram(positions: np.ndarray, near: float, far: float) -> str:
 
 
 def badge(fidelity: dict[str, float]) -> str:
-    """How well a picture keeps its depth, in a few words."""
+    """How well a picture keeps its depth, in a few words that fit under it."""
     structure = fidelity["structure"]
-    words = (
-        "keeps the depth"
-        if structure >= 0.6
-        else "mostly keeps it"
-        if structure >= 0.3
-        else "keeps some of it"
-        if structure >= 0.1
-        else "does not keep it"
-    )
-    return f"structure {structure:.2f}, detail {fidelity['detail']:.2f}: {words}"
+    words = "keeps it well" if structure >= 0.6 else "keeps it partly" if structure >= 0.2 else "hardly keeps it"
+    return f"structure {structure:.2f}, {words}"
 
 
 def estimate(pictures: int, seconds: tuple[float, bool] | None) -> str:
