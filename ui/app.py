@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 import depth_control
-from ui import depth_tab, generate_tab, runs_tab
+from ui import api, depth_tab, generate_tab, runs_tab
 from ui.generate_layout import EXAMPLE
 from ui.studio import Studio
 from ui.view import HOW_IT_WORKS
@@ -44,12 +44,13 @@ def build_app(studio: Studio, runs: Path | None) -> gr.Blocks:
         with gr.Accordion("How depth control works", open=False):
             gr.Markdown(HOW_IT_WORKS)
         with gr.Tab("Generate", id="generate"):
-            how_long = generate_tab.build(studio, examples)
+            inputs, how_long = generate_tab.build(studio, examples)
         with gr.Tab("Depth", id="depth"):
             depth_tab.build(studio, examples)
         if runs is not None:
             with gr.Tab("Runs", id="runs") as tab:
                 runs_tab.build(runs, tab)
+        api.build(studio, inputs)
         page.load(how_long, how_long.inputs, how_long.outputs, **generate_tab.QUIET)
     page.queue(max_size=QUEUE, default_concurrency_limit=2, api_open=False)
     return page

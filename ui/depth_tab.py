@@ -76,7 +76,7 @@ def build(studio: Studio, examples: list[str]) -> None:
     shown = [colour, reading, slider, *downloads, points]
 
     @handler
-    def estimate(photo, models) -> list[Any]:
+    def estimate_each(photo, models) -> list[Any]:
         """Depth of one photo by each of the models: colour pictures, 16-bit PNG, npz and a point cloud."""
         names = _checked_models(studio, models)
         if photo is None:
@@ -84,7 +84,8 @@ def build(studio: Studio, examples: list[str]) -> None:
         data = read_upload(photo, studio.root)
         picture, folder, results = open_photo(data), studio.folder(), []
         for number, name in enumerate(names):
-            results.append(_save(studio.estimate(data, name), picture, folder, f"depth_{number}", _title(studio, name)))
+            saved = save_depth_map(studio.estimate(data, name), picture, folder, f"depth_{number}")
+            results.append(saved | {"title": _title(studio, name)})
         gallery = gr.update(value=[(r["colour"], r["title"]) for r in results], selected_index=None)
         return [gallery, results, names[0], *_details(results[0])]
 
@@ -123,8 +124,8 @@ def build(studio: Studio, examples: list[str]) -> None:
         yield [told, gr.update(value=written or None, visible=bool(written))]
 
     queued = {"concurrency_id": "depth", "concurrency_limit": 2}
-    run.click(estimate, [photo, models], [maps, found, chosen, *shown], api_name="estimate", **queued)
-    run_batch.click(estimate_many, [batch, models], [batch_note, batch_files], api_name="estimate_many", **queued)
+    run.click(estimate_each, [photo, models], [maps, found, chosen, *shown], api_visibility="private", **queued)
+    run_batch.click(estimate_many, [batch, models], [batch_note, batch_files], api_visibility="private", **queued)
     maps.select(look, [found, models], [chosen, *shown], queue=False, api_visibility="private")
     colour.select(read_point, [photo, chosen], reading, queue=False, api_visibility="private")
 
@@ -166,15 +167,16 @@ def _title(studio: Studio, name: str) -> str:
     return next(choice.title for choice in studio.catalog.depth if choice.name == name)
 
 
-def _save(depth: DepthMap, photo: Image.Image, folder: Path, stem: str, title: str) -> dict[str, Any]:
-    paths = {kind: str(folder / f"{stem}.{kind}") for kind in ("png", "npz", "glb")}
-    colour, upright = folder / f"{stem}_colour.png", folder / "photo.png"
+def save_depth_map(depth: DepthMap, photo: Image.Image, folder: Path, stem: str) -> dict[str, str]:
+    """Write STEM.png (16-bit), STEM.npz, STEM.glb, STEM_colour.png and photo.png; gives their paths."""
+    paths = {kind: folder / f"{stem}.{kind}" for kind in ("png", "npz", "glb")}
+    paths |= {"colour": folder / f"{stem}_colour.png", "photo": folder / "photo.png"}
     depth.save_png(paths["png"])
     depth.save_npz(paths["npz"])
     depth.save_glb(paths["glb"], photo)
-    depth.save_color(colour)
-    photo.save(upright)
-    return {"title": title, "colour": str(colour), "photo": str(upright), **paths}
+    depth.save_color(paths["colour"])
+    photo.save(paths["photo"])
+    return {name: str(path) for name, path in paths.items()}
 
 
 def _details(result: dict[str, Any]) -> list[Any]:

@@ -8,7 +8,8 @@ import gradio as gr
 
 from depth_control.presets import default_guidance
 from ui.catalog import Catalog
-from ui.forms import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MAX_STEPS, Recipe
+from ui.forms import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MAX_STEPS
+from ui.handlers import FIELDS
 from ui.results import ORDERS
 from ui.uploads import KINDS
 
@@ -20,8 +21,6 @@ EXAMPLE_PROMPTS = (
     "a gold model of the scene in indoor light",
 )
 DEPTH_HINT = "16-bit pictures, npz and npy keep their precision."
-FIELDS = tuple(Recipe.model_fields)
-"""The order in which handlers get the controls."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class Shown:
     order: gr.Radio
     slider: gr.ImageSlider
     downloads: list[gr.DownloadButton]
-    report: gr.JSON
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,12 @@ def lay_out(menu: Catalog, examples: list[str]) -> tuple[Inputs, Shown, Extras]:
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 stop = gr.Button("Stop", elem_id="stop")
             status = gr.Markdown("", elem_id="status", elem_classes="status")
-            live, gallery, order, slider, downloads, report = _results()
+            live, gallery, order, slider, downloads = _results()
             extras = _extras()
     fields = {"prompt": prompt, "depth_kind": kind, **window, **settings}
     return (
         Inputs(photo, depth_file, note, swap, fields, random_seed, reuse),
-        Shown(preview, chart, estimate, draw, stop, status, live, gallery, order, slider, downloads, report),
+        Shown(preview, chart, estimate, draw, stop, status, live, gallery, order, slider, downloads),
         extras,
     )
 
@@ -194,8 +192,7 @@ def _results() -> tuple[Any, ...]:
     with gr.Row():
         names = "Download picture", "Download depth (16-bit)", "Download depth (npz)", "Download points (GLB)"
         downloads = [gr.DownloadButton(name, size="sm", visible=False, min_width=200) for name in names]
-    report = gr.JSON(visible=False, label="Fidelity of each picture")
-    return live, gallery, order, slider, downloads, report
+    return live, gallery, order, slider, downloads
 
 
 def _extras() -> Extras:

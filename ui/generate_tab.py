@@ -1,6 +1,5 @@
 """The Generate tab: photo and prompt in, pictures with their fidelity out."""
 
-import inspect
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,22 +14,27 @@ from depth_control.presets import default_guidance
 from ui import results as kept
 from ui import view
 from ui.forms import MAX_SEED, Recipe, Sweep, Window, checked
-from ui.generate_layout import DEPTH_HINT, FIELDS, Extras, Inputs, Shown, lay_out
-from ui.handlers import handler
+from ui.generate_layout import DEPTH_HINT, Extras, Inputs, Shown, lay_out
+from ui.handlers import FIELDS, form_of, handler
 from ui.recipe import read_recipe
 from ui.studio import PREVIEW_SIDE, Progress, Studio, depth_model_of
 from ui.uploads import describe_depth, read_upload
 
-DRAWING = {"concurrency_id": "draw", "concurrency_limit": 1, "show_progress": "hidden"}
+DRAWING = {
+    "concurrency_id": "draw",
+    "concurrency_limit": 1,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
 QUIET = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 WAITING = "waiting for its turn …"
 
 
-def build(studio: Studio, examples: list[str]) -> Callable[..., str]:
+def build(studio: Studio, examples: list[str]) -> tuple[Inputs, Callable[..., str]]:
     """Lay out the tab and connect it. Called inside `gr.Blocks`; `examples` are photos.
 
     Returns:
-        A function for the page's load event, with `inputs` and `outputs` as its attributes.
+        The inputs, and a function for the page's load event, with `inputs` and `outputs` as its attributes.
     """
     inputs, shown, extras = lay_out(studio.catalog, examples)
     results, index = gr.State([]), gr.State(0)
@@ -38,30 +42,16 @@ def build(studio: Studio, examples: list[str]) -> Callable[..., str]:
     _connect_drawing(studio, inputs, shown, extras, results, index)
     _connect_results(inputs, shown, results, index)
     _connect_recipe(studio, inputs, shown, extras)
-    return _connect_estimate(studio, inputs, shown)
-
-
-def takes_controls(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the function's `*values` the names of the form's fields, which become the parameters of the API."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL]
-    named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in FIELDS]
-    function.__signature__ = inspect.Signature([*own, *named])
-    return function
-
-
-def form_of(values: tuple[Any, ...]) -> Recipe:
-    """The checked form of a handler's values, in the order of `FIELDS`."""
-    return checked(Recipe, **dict(zip(FIELDS, values, strict=True)))
+    return inputs, _connect_estimate(studio, inputs, shown)
 
 
 def _connect_drawing(
     studio: Studio, inputs: Inputs, shown: Shown, extras: Extras, results: gr.State, index: gr.State
 ) -> None:
-    outputs = [shown.status, shown.live, shown.gallery, results, inputs.fields["seed"], shown.report]
+    outputs = [shown.status, shown.live, shown.gallery, results, inputs.fields["seed"]]
     outputs += [shown.order, index, shown.slider, *shown.downloads]
 
     @handler
-    @takes_controls
     def draw(photo, depth_file, new_seed, *values) -> Iterator[list[Any]]:
         """Pictures that keep the geometry of a photo, or of a depth map of your own, with the fidelity of each."""
         form = form_of(values)
@@ -70,7 +60,6 @@ def _connect_drawing(
         yield from _draw(studio, photo, depth_file, form)
 
     @handler
-    @takes_controls
     def draw_grid(photo, depth_file, strengths, end_steps, *values) -> Iterator[list[Any]]:
         """One picture for each strength of the control and each end step, from the same seed, as a labelled grid."""
         form, sweep = form_of(values), checked(Sweep, strengths=strengths, ends=end_steps)
@@ -82,14 +71,11 @@ def _connect_drawing(
             else:
                 yield [gr.skip(), gr.skip()] if update is None else [update, "The grid is done."]
 
-    running = shown.draw.click(
-        draw, [*inputs.files, inputs.random_seed, *inputs.controls], outputs, api_name="generate", **DRAWING
-    )
+    running = shown.draw.click(draw, [*inputs.files, inputs.random_seed, *inputs.controls], outputs, **DRAWING)
     sweeping = extras.sweep.click(
         draw_grid,
         [*inputs.files, extras.strengths, extras.ends, *inputs.controls],
         [extras.grid, shown.status],
-        api_name="sweep",
         **DRAWING,
     )
     shown.stop.click(
@@ -130,9 +116,9 @@ def _answer(
     """Values of the drawing's outputs; None leaves one as it is."""
     status, live, seed = (gr.skip() if value is None else value for value in (status, live, seed))
     if results is None:
-        return [status, live, gr.skip(), gr.skip(), seed, gr.skip(), gr.skip(), gr.skip(), *kept.untouched()]
+        return [status, live, gr.skip(), gr.skip(), seed, gr.skip(), gr.skip(), *kept.untouched()]
     order = gr.update(visible=len(results) > 1, value=kept.ORDERS[0])
-    found = [kept.gallery_of(results), list(results), seed, kept.report_of(results), order, 0]
+    found = [kept.gallery_of(results), list(results), seed, order, 0]
     return [status, live, *found, *kept.details(results, 0)]
 
 
@@ -164,7 +150,7 @@ def _connect_depth(studio: Studio, inputs: Inputs, shown: Shown) -> None:
         condition,
         sources,
         outputs,
-        api_name="condition",
+        api_visibility="private",
         concurrency_id="depth",
         concurrency_limit=2,
         show_progress_on=[shown.preview],

@@ -5,7 +5,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ui.forms import Recipe, checked
 from ui.jobs import explain
+
+FIELDS = tuple(Recipe.model_fields)
+"""The order in which handlers get the controls of the Generate tab."""
 
 
 def handler(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,3 +36,19 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
             raise explain(error) from None
 
     return call
+
+
+def takes_controls(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the function's `*values` the form's names and defaults, which become the parameters of the API."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    defaults = Recipe().model_dump()
+    named = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name]) for name in FIELDS
+    ]
+    function.__signature__ = inspect.Signature([*own, *named])
+    return function
+
+
+def form_of(values: tuple[Any, ...]) -> Recipe:
+    """The checked form of a handler's values, in the order of `FIELDS`."""
+    return checked(Recipe, **dict(zip(FIELDS, values, strict=True)))

@@ -63,7 +63,7 @@ def build(folder: Path, tab: gr.Tab) -> None:
         return [describe(rows), read_pictures(run), as_table(rows[-LAST_LINES:]), (run / "config.yaml").read_text()]
 
     gr.on([refresh.click, tab.select], listed, outputs=[choice, told], queue=False, api_visibility="private")
-    choice.change(opened, choice, [told, pictures, table, config], api_name="run", concurrency_id="depth")
+    choice.change(opened, choice, [told, pictures, table, config], api_visibility="private", concurrency_id="depth")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
