@@ -5,7 +5,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,11 +177,14 @@ class Studio:
         return None if teraflops is None else (evaluations * teraflops * 1e12 / machine_flops(), False)
 
     def warm_up(self) -> None:
-        """Load the packaged models and draw two steps, so that the first visitor need not wait for it."""
+        """Load the packaged models and draw a little, so that the first visitor need not wait for it.
+
+        Twice, since the first steps of a network are slower than all that follow, by which estimates of time go.
+        """
         subject = Subject(DepthMap(np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64), "disparity"), None, {})
         try:
-            for _ in self.draw(subject, Recipe(prompt="red clay", steps=2)):
-                pass
+            for _ in range(2):
+                deque(self.draw(subject, Recipe(prompt="red clay", steps=2)), maxlen=0)
             with self._estimating:
                 self._estimator("embedded")
         except Exception:
