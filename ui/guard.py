@@ -79,6 +79,7 @@ ALLOWED = (
     "/gradio_api/upload_progress",
     "/gradio_api/file=",
 )
+FORMS = ("/gradio_api/upload", "/login")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -147,8 +148,8 @@ class Guard:
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check(scope, headers)
-            body = _counted(receive, _limit(headers), state)
-            if scope["method"] == "POST" and "json" in headers.get("content-type", ""):
+            body = _counted(receive, _limit(scope), state)
+            if scope["method"] not in SAFE_METHODS and not _is_form(scope):
                 body = _replayed(await _read(body), receive)
             await self.app(scope, body, _secured(send, state))
         except Refusal as refusal:
@@ -180,8 +181,9 @@ class Guard:
             raise Refusal(416, "one range at a time")
         if scope["method"] in SAFE_METHODS:
             return
-        if int(headers.get("content-length", "0") or 0) > _limit(headers):
-            raise Refusal(413, f"the request is larger than {_limit(headers) // 2**20} MB")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > _limit(scope):
+            raise Refusal(413, f"the request is larger than {_limit(scope) // 2**20} MB")
         if path.startswith("/gradio_api/upload") and shutil.disk_usage(self.root).free < LEAST_FREE:
             raise Refusal(507, "the server's storage is full; try again in a minute")
         if is_loopback(client):
@@ -259,8 +261,13 @@ def _is_plain_path(path: str) -> bool:
     return not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path) and not path.startswith(("//", "\\")) and "\0" not in path
 
 
-def _limit(headers: dict[str, str]) -> int:
-    return MAX_JSON if "json" in headers.get("content-type", "") else MAX_BODY
+def _is_form(scope: Scope) -> bool:
+    """Whether a body is form data. By route, not by what the request says of itself: all other bodies must be JSON."""
+    return scope["path"].startswith(FORMS)
+
+
+def _limit(scope: Scope) -> int:
+    return MAX_BODY if _is_form(scope) else MAX_JSON
 
 
 def _counted(receive: Receive, limit: int, state: dict[str, Any]) -> Receive:

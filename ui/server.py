@@ -3,7 +3,9 @@
 import atexit
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -219,6 +221,8 @@ def main(config: Config) -> None:
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False, proxy_headers=False)
     )
+    # uvicorn ends in order and then sends itself the signal again, whose default leaves the temporary folder behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     server.run(sockets=[listener])
 
 
