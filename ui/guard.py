@@ -30,6 +30,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Routes of Gradio that nothing here uses. Each of the others is listed in `ALLOWED`; a test compares both with what the
 # installed Gradio has, so that an upgrade cannot open a new one unseen.
 DENIED = (
+    "/openapi.json",
     "/monitoring",
     "/gradio_api/proxy=",
     "/gradio_api/deep_link",
@@ -45,6 +46,7 @@ DENIED = (
     "/gradio_api/api/",
     "/gradio_api/token",
     "/gradio_api/profiling",
+    "/gradio_api/queue/status",
     "/gradio_api/file/",
     "/pwa_icon",
     "/svelte/",
