@@ -11,7 +11,7 @@ from depth_model import DepthMap
 from depth_model.errors import InputError
 from ui.handlers import handler
 from ui.studio import Studio
-from ui.uploads import open_photo, read_upload
+from ui.uploads import open_photo, photo_upload, read_upload
 
 MAX_BATCH = 32
 MAX_MODELS = 4
@@ -22,15 +22,7 @@ def build(studio: Studio, examples: list[str]) -> None:
     choices = [(choice.label, choice.name) for choice in studio.catalog.depth]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            photo = gr.Image(
-                label="Photo",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "webcam", "clipboard"],
-                height=280,
-                buttons=[],
-                elem_id="depth_photo",
-            )
+            photo = photo_upload("Photo", elem_id="depth_photo")
             gr.Examples([[path] for path in examples], photo, label="Or one of ours")
             models = gr.CheckboxGroup(choices, value=["embedded"], label=f"Depth models, up to {MAX_MODELS}")
             run = gr.Button("Estimate depth", variant="primary", elem_id="estimate_depth")

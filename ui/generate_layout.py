@@ -11,7 +11,7 @@ from ui.catalog import Catalog
 from ui.forms import MAX_PICTURES, MAX_PROMPT, MAX_SEED, MAX_STEPS
 from ui.handlers import FIELDS
 from ui.results import ORDERS
-from ui.uploads import KINDS
+from ui.uploads import KINDS, photo_upload, unread
 
 EXAMPLE = Path("embedded", "demo", "photo.jpg")
 EXAMPLE_PROMPTS = (
@@ -79,15 +79,7 @@ def lay_out(menu: Catalog, examples: list[str]) -> tuple[Inputs, Shown, Extras]:
     """Make all components. Called inside `gr.Blocks`; `examples` are photos."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            photo = gr.Image(
-                label="Your photo",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "webcam", "clipboard"],
-                height=280,
-                elem_id="photo",
-                buttons=[],
-            )
+            photo = photo_upload("Your photo", elem_id="photo")
             gr.Examples([[path] for path in examples], photo, label="Or one of ours")
             depth_file, note, swap, kind = _own_depth()
             preview, chart, window = _depth()
@@ -162,7 +154,7 @@ def _settings(menu: Catalog) -> tuple[dict[str, Any], gr.Checkbox, gr.Button]:
             starts = gr.Slider(0, 1, 0.0, step=0.05, label="Control from", info="share of the steps", min_width=140)
             ends = gr.Slider(0, 1, 1.0, step=0.05, label="Control until", info="share of the steps", min_width=140)
         with gr.Row():
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140)
+            seed = unread(gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140))
             random_seed = gr.Checkbox(False, label="A new seed each time", min_width=140)
         reuse = gr.Button("Reuse the seed of the picture looked at", size="sm")
     return fields | {"control_start": starts, "control_end": ends, "seed": seed}, random_seed, reuse

@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ui.failures import log_failure
 
 MAX_BODY = 32 * 2**20
 MAX_JSON = 2**20
@@ -126,6 +128,7 @@ class Guard:
         hosts: frozenset[str],
         root: Path,
         crowded: Callable[[str], bool] = lambda client: False,
+        functions: Callable[[], Container[int]] | None = None,
     ) -> None:
         """Wrap an application.
 
@@ -134,8 +137,9 @@ class Guard:
             hosts: Names under which this server may be addressed, without ports, lower case.
             root: Folder of uploads, whose storage must not run full.
             crowded: Whether a client has as many jobs waiting as it may.
+            functions: Numbers of the functions that requests may call; any by default.
         """
-        self.app, self.hosts, self.root, self.crowded = app, hosts, root, crowded
+        self.app, self.hosts, self.root, self.crowded, self.functions = app, hosts, root, crowded, functions
         self._requests, self._logins = Rate(RATE, BURST), Rate(LOGINS_PER_MINUTE / 60, LOGINS_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,17 +156,25 @@ class Guard:
             self._check(scope, headers)
             body = _counted(receive, _limit(scope), state)
             if scope["method"] not in SAFE_METHODS and not _is_form(scope):
-                body = _replayed(await _read(body), receive)
+                data = await _read(body)
+                self._check_function(check_json(data))
+                body = _replayed(data, receive)
             await self.app(scope, body, _secured(send, state))
         except Refusal as refusal:
             if not state["started"]:
                 await _answer(refusal, scope, send)
-        except Exception:
-            # Raised by Gradio because its body was cut off: the refusal says why.
-            if state["refusal"] is None:
-                raise
+        except Exception as error:
+            # Where the body was cut off, Gradio fails over that, and the refusal says why.
+            refusal = state["refusal"] or Refusal(500, f"this failed on the server (reference {log_failure(error)})")
             if not state["started"]:
-                await _answer(state["refusal"], scope, send)
+                await _answer(refusal, scope, send)
+
+    def _check_function(self, value: Any) -> None:
+        number = value.get("fn_index") if isinstance(value, dict) else None
+        if number is None or self.functions is None:
+            return
+        if not isinstance(number, int) or number not in self.functions():
+            raise Refusal(404, "no such function")
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         path = unquote(scope["path"])
@@ -221,8 +233,8 @@ def host_name(host: str) -> str:
     return re.sub(r":\d+$", "", host.strip().lower())
 
 
-def check_json(body: bytes) -> None:
-    """Refuse JSON that Gradio would take amiss: numbers that are none, and files that are elsewhere.
+def check_json(body: bytes) -> Any:
+    """Read JSON, but refuse what Gradio would take amiss: numbers that are none, and files that are elsewhere.
 
     Raises:
         Refusal: 400 for what is no JSON, 422 for NaN and infinity, 403 for a file that this server would have to fetch.
@@ -248,6 +260,7 @@ def check_json(body: bytes) -> None:
             pending += item.values()
         elif isinstance(item, list):
             pending += item
+    return value
 
 
 def _finite(text: str) -> float:
@@ -297,9 +310,7 @@ async def _read(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             break
-    body = b"".join(parts)
-    check_json(body)
-    return body
+    return b"".join(parts)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -1,7 +1,5 @@
 """Long work in a thread that its caller can watch and stop."""
 
-import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +10,9 @@ import gradio as gr
 import torch
 
 from depth_model.errors import InputError
+from ui.failures import log_failure
 from ui.forms import told
 
-LOG = logging.getLogger("depth_control.ui")
 BEAT = 0.2
 """Seconds between two signs of life, at most."""
 
@@ -85,8 +83,7 @@ def explain(error: Exception) -> gr.Error:
         return error
     if isinstance(error, InputError):
         return told(error)
-    number = secrets.token_hex(4)
-    LOG.error("failure %s", number, exc_info=error)
+    number = log_failure(error)
     if isinstance(error, OSError) and error.errno == 28:
         message = "The server's storage is full. Try again in a minute; old pictures are being cleared."
     elif isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -154,7 +154,11 @@ def build_server(config: Config, root: Path):
         css_paths=[STYLE],
     )
     app.add_middleware(
-        Guard, hosts=own_hosts(config), root=root, crowded=lambda client: waiting(client) >= WAITING_PER_CLIENT
+        Guard,
+        hosts=own_hosts(config),
+        root=root,
+        crowded=lambda client: waiting(client) >= WAITING_PER_CLIENT,
+        functions=lambda: page.fns,
     )
     app.state.studio, app.state.page = studio, page
     return app
@@ -186,6 +190,8 @@ def sweep_folder(root: Path, quota: int = CACHE_QUOTA, seconds: float = CACHE_SE
 
 def prepare_process() -> Path:
     """Settings that Gradio and diffusers read when they are imported, and the folder of this server's files."""
+    from PIL import Image
+
     root = Path(tempfile.mkdtemp(prefix="depth-control-ui-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     os.environ |= {
@@ -194,6 +200,8 @@ def prepare_process() -> Path:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
     }
+    # Pillow's own limit hides the size of what it refuses; `ui.uploads` has a lower one, and looks at the header first.
+    Image.MAX_IMAGE_PIXELS = None
     return root
 
 

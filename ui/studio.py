@@ -1,6 +1,5 @@
 """The app's work without its page: depth, conditions, pictures. One for each server; it keeps nothing about people."""
 
-import logging
 import secrets
 import shutil
 import threading
@@ -23,11 +22,11 @@ from depth_control.words import unknown_words
 from depth_model import DepthEstimator, DepthMap
 from depth_model.errors import InputError
 from ui.catalog import Catalog, default_depth, machine_flops
+from ui.failures import log_failure
 from ui.forms import Recipe, Sweep, Window
 from ui.jobs import acquire, in_background
 from ui.uploads import open_depth, open_photo, read_upload, sha256
 
-LOG = logging.getLogger("depth_control.ui")
 DEPTH_CACHE = 128 * 2**20
 PIPELINES = 2
 PREVIEW_SIDE = 512
@@ -187,8 +186,8 @@ class Studio:
                 deque(self.draw(subject, Recipe(prompt="red clay", steps=2)), maxlen=0)
             with self._estimating:
                 self._estimator("embedded")
-        except Exception:
-            LOG.exception("the packaged models do not run")
+        except Exception as error:
+            log_failure(error)  # the first visitor will be told
 
     def folder(self) -> Path:
         """A new folder for results, with a name that nobody can guess."""

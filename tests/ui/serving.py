@@ -12,10 +12,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def serve(*flags: str, cwd: Path, log: Path) -> Iterator[str]:
-    """Run `python -m ui` with these flags in `cwd`, its stderr in `log`, and give its address."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ui", "--port", "0", *flags]
+def serve(*flags: str, cwd: Path, log: Path, module: str = "ui") -> Iterator[str]:
+    """Run `python -m MODULE` with these flags in `cwd`, its stderr in `log`, and give its address."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+    }
+    command = [sys.executable, "-m", module, *flags]
     with open(log, "w") as errors:
         server = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

@@ -21,7 +21,7 @@ PROMPT = "red clay shapes on green grass hills at noon"
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    with serve(cwd=folder, log=folder / "server.log") as found:
+    with serve("--port", "0", cwd=folder, log=folder / "server.log") as found:
         yield found
 
 

@@ -30,7 +30,7 @@ def address(tmp_path_factory):
     (run / "config.yaml").write_text("steps: 2\n")
     (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
     Image.new("RGB", (64, 48), "teal").save(run / "curves.png")
-    with serve(cwd=folder, log=folder / "server.log") as found:
+    with serve("--port", "0", cwd=folder, log=folder / "server.log") as found:
         yield found
 
 
@@ -221,6 +221,16 @@ def test_an_empty_prompt_is_told_in_plain_words(visit, photo):
     give_photo(page, photo)
     draw(page)
     page.get_by_text("The prompt is empty").wait_for()
+
+
+def test_a_hostile_file_name_is_shown_as_text(visit, tmp_path):
+    file = tmp_path / "<img src=x onerror=hacked=1>.json"
+    file.write_text("{}")
+    page = visit()
+    page.get_by_role("button", name="Load a recipe").click()
+    page.locator("input[type=file][accept*='.json']").set_input_files(file)
+    page.get_by_text("its recipe is damaged").wait_for()
+    assert page.evaluate("typeof hacked") == "undefined"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
