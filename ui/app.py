@@ -44,13 +44,12 @@ def build_app(studio: Studio, runs: Path | None) -> gr.Blocks:
         with gr.Accordion("How depth control works", open=False):
             gr.Markdown(HOW_IT_WORKS)
         with gr.Tab("Generate", id="generate"):
-            inputs, how_long = generate_tab.build(studio, examples)
+            inputs = generate_tab.build(studio, page, examples)
         with gr.Tab("Depth", id="depth"):
             depth_tab.build(studio, examples)
         if runs is not None:
             with gr.Tab("Runs", id="runs") as tab:
                 runs_tab.build(runs, tab)
         api.build(studio, inputs)
-        page.load(how_long, how_long.inputs, how_long.outputs, **generate_tab.QUIET)
     page.queue(max_size=QUEUE, default_concurrency_limit=2, api_open=False)
     return page

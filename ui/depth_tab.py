@@ -9,7 +9,7 @@ from PIL import Image
 
 from depth_model import DepthMap
 from depth_model.errors import InputError
-from ui.handlers import handler
+from ui.handlers import QUIET, handler
 from ui.studio import Studio
 from ui.uploads import open_photo, photo_upload, read_upload
 
@@ -118,8 +118,8 @@ def build(studio: Studio, examples: list[str]) -> None:
     queued = {"concurrency_id": "depth", "concurrency_limit": 2}
     run.click(estimate_each, [photo, models], [maps, found, chosen, *shown], api_visibility="private", **queued)
     run_batch.click(estimate_many, [batch, models], [batch_note, batch_files], api_visibility="private", **queued)
-    maps.select(look, [found, models], [chosen, *shown], queue=False, api_visibility="private")
-    colour.select(read_point, [photo, chosen], reading, queue=False, api_visibility="private")
+    maps.select(look, [found, models], [chosen, *shown], **QUIET)
+    colour.select(read_point, [photo, chosen], reading, **QUIET)
 
 
 def describe_point(depth: DepthMap, column: int, row: int) -> str:

@@ -1,7 +1,7 @@
 """The Generate tab: photo and prompt in, pictures with their fidelity out."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ui import results as kept
 from ui import view
 from ui.forms import MAX_SEED, Recipe, Sweep, Window, checked
 from ui.generate_layout import DEPTH_HINT, Extras, Inputs, Shown, lay_out
-from ui.handlers import FIELDS, form_of, handler
+from ui.handlers import FIELDS, QUIET, form_of, handler
 from ui.recipe import read_recipe
 from ui.studio import PREVIEW_SIDE, Progress, Studio, depth_model_of
 from ui.uploads import describe_depth, read_upload
@@ -26,23 +26,19 @@ DRAWING = {
     "show_progress": "hidden",
     "api_visibility": "private",
 }
-QUIET = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 WAITING = "waiting for its turn …"
 
 
-def build(studio: Studio, examples: list[str]) -> tuple[Inputs, Callable[..., str]]:
-    """Lay out the tab and connect it. Called inside `gr.Blocks`; `examples` are photos.
-
-    Returns:
-        The inputs, and a function for the page's load event, with `inputs` and `outputs` as its attributes.
-    """
+def build(studio: Studio, page: gr.Blocks, examples: list[str]) -> Inputs:
+    """Lay out the tab and connect it. Called inside `page`; `examples` are photos."""
     inputs, shown, extras = lay_out(studio.catalog, examples)
     results, index = gr.State([]), gr.State(0)
     _connect_depth(studio, inputs, shown)
     _connect_drawing(studio, inputs, shown, extras, results, index)
     _connect_results(inputs, shown, results, index)
     _connect_recipe(studio, inputs, shown, extras)
-    return inputs, _connect_estimate(studio, inputs, shown)
+    _connect_estimate(studio, page, inputs, shown)
+    return inputs
 
 
 def _connect_drawing(
@@ -78,11 +74,18 @@ def _connect_drawing(
         [extras.grid, shown.status],
         **DRAWING,
     )
+    for job in (running, sweeping):
+        ended = [shown.status, shown.live]
+        job.failure(
+            lambda: ("That did not work; the message says why.", gr.update(visible=False)), None, ended, **QUIET
+        )
     shown.stop.click(
         lambda: ("Stopped. What was finished is below.", gr.update(visible=False)),
         outputs=[shown.status, shown.live],
         cancels=[running, sweeping],
-        **QUIET,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
     )
 
 
@@ -165,7 +168,7 @@ def _connect_depth(studio: Studio, inputs: Inputs, shown: Shown) -> None:
     )
 
 
-def _connect_estimate(studio: Studio, inputs: Inputs, shown: Shown) -> Callable[..., str]:
+def _connect_estimate(studio: Studio, page: gr.Blocks, inputs: Inputs, shown: Shown) -> None:
     fields = inputs.fields
 
     @handler
@@ -180,11 +183,9 @@ def _connect_estimate(studio: Studio, inputs: Inputs, shown: Shown) -> Callable[
         return default_guidance(model)
 
     sources = [fields[name] for name in ("model", "steps", "guidance_scale", "num_images")]
-    changes = [component.change for component in sources]
+    changes = [page.load, *(component.change for component in sources)]
     gr.on(changes, how_long, sources, shown.estimate, trigger_mode="always_last", **QUIET)
     fields["model"].input(suit, fields["model"], fields["guidance_scale"], **QUIET)
-    how_long.inputs, how_long.outputs = sources, shown.estimate
-    return how_long
 
 
 def _connect_results(inputs: Inputs, shown: Shown, results: gr.State, index: gr.State) -> None:

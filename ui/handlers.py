@@ -11,6 +11,9 @@ from ui.jobs import explain
 FIELDS = tuple(Recipe.model_fields)
 """The order in which handlers get the controls of the Generate tab."""
 
+# In the queue, since Gradio shows the reason of a failure only there.
+QUIET = {"concurrency_id": "quick", "concurrency_limit": 8, "api_visibility": "private", "show_progress": "hidden"}
+
 
 def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn every failure into a message for a person; see `ui.jobs.explain`.

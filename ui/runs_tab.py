@@ -9,7 +9,7 @@ from PIL import Image
 
 from depth_model.errors import InputError
 from depth_model.images import open_image
-from ui.handlers import handler
+from ui.handlers import QUIET, handler
 
 LAST_LINES = 20
 MOST_PICTURES = 24
@@ -62,7 +62,7 @@ def build(folder: Path, tab: gr.Tab) -> None:
         rows = read_log(run / "log.jsonl")
         return [describe(rows), read_pictures(run), as_table(rows[-LAST_LINES:]), (run / "config.yaml").read_text()]
 
-    gr.on([refresh.click, tab.select], listed, outputs=[choice, told], queue=False, api_visibility="private")
+    gr.on([refresh.click, tab.select], listed, outputs=[choice, told], **QUIET)
     choice.change(opened, choice, [told, pictures, table, config], api_visibility="private", concurrency_id="depth")
 
 

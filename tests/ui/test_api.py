@@ -92,3 +92,22 @@ def test_health_answers_while_a_job_runs(client, address, photo):
 def test_only_programs_endpoints_are_shown(client):
     shown = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(shown) == {"/generate", "/estimate"}
+
+
+def test_a_password_keeps_strangers_out(tmp_path, photo):
+    (tmp_path / "people").write_text("alice:secret\n")
+    with serve("--port", "0", "--auth", f"@{tmp_path / 'people'}", cwd=tmp_path, log=tmp_path / "log") as address:
+        stranger = httpx.Client(base_url=address, timeout=60)
+        assert stranger.get("/health").json()["status"] == "ok"
+        assert "alice" not in stranger.get("/").text
+        picture = {"files": ("photo.jpg", photo.read_bytes())}
+        assert stranger.post("/gradio_api/upload", files=picture).status_code == 401
+        for path in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+            assert stranger.get(path).status_code in (401, 403)
+        assert stranger.post("/gradio_api/call/v2/estimate", json={"photo": None}).status_code == 401
+        assert stranger.post("/login", data={"username": "alice", "password": "guess"}).status_code == 400
+        assert stranger.post("/login", data={"username": "alice", "password": "secret"}).status_code == 200
+        assert stranger.post("/gradio_api/upload", files=picture).status_code == 200
+        assert Client(address, auth=("alice", "secret"), verbose=False).predict(
+            photo=handle_file(photo), api_name="/estimate"
+        )

@@ -221,6 +221,7 @@ def test_an_empty_prompt_is_told_in_plain_words(visit, photo):
     give_photo(page, photo)
     draw(page)
     page.get_by_text("The prompt is empty").wait_for()
+    page.locator("#status").get_by_text("That did not work").wait_for()
 
 
 def test_a_hostile_file_name_is_shown_as_text(visit, tmp_path):
