@@ -34,8 +34,9 @@ prepare --depth-model "$out/depth/model" --out "$out/cache"
 estimated="--cache $out/cache --warmup 20 --coarsest 1"
 train $estimated --out "$out/base-early" --init "$out/base-exact/model" --batch 16 --steps 2200 --cooldown 0.6
 # Mostly noisy timesteps, where layout arises.
-train $estimated --out "$out/base" --init "$out/base-early/model" --batch 32 --lr 3.5e-3 --timestep-shift 2 --steps 1700 \
-    --cooldown 0.7 --seed 6 --control-gain 2.2
+noisy="$estimated --batch 32 --lr 3.5e-3 --timestep-shift 2 --cooldown 0.7"
+train $noisy --out "$out/base-middle" --init "$out/base-early/model" --steps 1700 --seed 6
+train $noisy --out "$out/base" --init "$out/base-middle/model" --steps 3200 --seed 7 --control-gain 3.5
 
 if [ -n "$install" ]; then
     mkdir -p "$install"
