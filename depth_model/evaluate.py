@@ -23,7 +23,7 @@ class Config:
     """Measures a depth model on a folder of RGB-D pairs."""
 
     dataset: Path
-    """Folder of RGB-D pairs with depth in metres, that no model here was trained on."""
+    """Folder of RGB-D pairs that no model was trained on; those without depth in metres are left out and listed."""
     model: tuple[str, ...] = ("embedded",)
     """Depth models: embedded, folders, Hub ids or original .pth files."""
     source: str = ""
@@ -48,6 +48,9 @@ def evaluate(estimator: DepthEstimator, folder: PairFolder, farthest: float) -> 
     """
     rows, left_out = [], []
     for i in tqdm(range(len(folder)), desc=Path(folder.folder).name, mininterval=10, leave=False):
+        if folder.rows[i]["kind"] != "depth":
+            left_out.append(f"{folder.rows[i]['file']}: holds disparity, these metrics need depth in metres")
+            continue
         try:
             values = estimator(Image.fromarray(folder.read(i).image)).values
             rows.append(relative_depth_metrics(values, *folder.depth(i), farthest=farthest))
@@ -69,8 +72,6 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     folder = folder.part(start, len(folder) if config.count is None else start + config.count)
     if not len(folder):
         raise InputError(f"--dataset {config.dataset}: nothing left from --start {config.start} on")
-    if any(row["kind"] != "depth" for row in folder.rows):
-        raise InputError(f"--dataset {config.dataset}: holds disparity, these metrics need depth in metres")
     results = {}
     for name in config.model:
         estimator = DepthEstimator.from_pretrained(name, config.device)

@@ -3,9 +3,9 @@
 #
 #   depth_model/recipes/cpu.sh [--pairs DIR] [--photos DIR] [--out runs/cpu] [--scale PERCENT]
 #
-# Labelled: 600 scenes. Unlabelled: 1,800 other scenes without their depth, or the photos of DIR. Measured: 200 further
-# scenes, and the pairs of DIR when given. DINOv2 cannot be had offline: the frozen encoder is one of the same size that
-# learns the scenes' class labels here. --scale shortens every training. Each step goes on where it stopped.
+# Labelled: 600 scenes. Unlabelled: 1,500 other scenes without their depth, or the photos of DIR. Measured: 200 further
+# scenes, and the first 240 pairs of DIR when given. DINOv2 cannot be had offline: the frozen encoder is one of the same
+# size that learns the scenes' class labels here. --scale shortens every training. Each step goes on where it stopped.
 set -eu
 pairs="" photos="" out=runs/cpu scale=100
 while [ $# -gt 0 ]; do
@@ -25,7 +25,7 @@ scenes() { depth-control scenes --out "$out/$1" --count "$(part "$2")" --seed "$
 scenes labeled 600 1
 scenes unseen 200 3
 if [ -z "$photos" ]; then
-    scenes unlabeled 1800 2
+    scenes unlabeled 1500 2
     photos="$out/unlabeled"
 fi
 
@@ -35,10 +35,10 @@ encoder="$out/encoder/model"
 "$python" -m depth_model.pretrain_encoder --scenes "$out/labeled" --out "$out/encoder" --lower-bound 84 --steps "$(part 120)"
 
 # Every run sees as many labelled images, and the students begin at the frozen encoder, as the paper's at DINOv2.
-teach() { depth-control train-teacher $common --encoder "$encoder" --scenes "$out/labeled" --batch 16 --steps "$(part 250)" "$@"; }
+teach() { depth-control train-teacher $common --encoder "$encoder" --scenes "$out/labeled" --batch 16 --steps "$(part 170)" "$@"; }
 learn() {
     depth-control train-student $common --encoder "$encoder" --scenes "$out/labeled" --images "images=$photos" \
-        --labels "$out/labels" --batch 8 --unlabeled-batch 16 --steps "$(part 250)" "$@"
+        --labels "$out/labels" --batch 8 --unlabeled-batch 16 --steps "$(part 170)" "$@"
 }
 teach --out "$out/teacher"
 depth-control label --images "images=$photos" --teacher "$out/teacher/model" --out "$out/labels"
@@ -47,7 +47,7 @@ learn --out "$out/perturbed" --no-align
 learn --out "$out/student"
 
 measure() {
-    depth-control evaluate --dataset "$2" --out "$out/$1.json" \
+    depth-control evaluate --dataset "$2" --count 240 --out "$out/$1.json" \
         --model "$out/teacher/model" "$out/pseudo/model" "$out/perturbed/model" "$out/student/model"
 }
 measure unseen "$out/unseen"
