@@ -109,6 +109,7 @@ def build_server(config: Config, root: Path):
     from ui.app import SESSIONS, STYLE, build_app, theme
     from ui.catalog import read_catalog
     from ui.guard import Guard
+    from ui.streams import Streams
     from ui.studio import Studio
     from ui.uploads import MAX_FILE
 
@@ -153,6 +154,8 @@ def build_server(config: Config, root: Path):
         theme=theme(),
         css_paths=[STYLE],
     )
+    # The one that is added last sees a request first.
+    app.add_middleware(Streams)
     app.add_middleware(
         Guard,
         hosts=own_hosts(config),
@@ -214,6 +217,8 @@ def main(config: Config) -> None:
         raise InputError(
             f"--host {config.host} --port {config.port}: cannot listen there ({os.strerror(error.errno)})"
         ) from None
+    # asyncio leaves this out for sockets made elsewhere, and each small answer then waits 40 ms to be sent.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     root = prepare_process()
 
     import uvicorn

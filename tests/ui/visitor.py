@@ -37,7 +37,10 @@ class Visitor:
         with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
-                    yield json.loads(line.removeprefix("data:"))
+                    message = json.loads(line.removeprefix("data:"))
+                    yield message
+                    if message["msg"] == "close_stream":
+                        return
 
     def result(self, endpoint: str, data: list[Any]) -> tuple[bool, Any]:
         """Run a job to its end: whether it was done, and its answer or what was said instead."""
