@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -41,18 +42,22 @@ class Config:
     """Turns of each kind."""
     device: str | None = None
     """Where the teacher runs; the best there is when not given."""
-    part: str = "both"
-    """label, collect or both."""
+    part: Literal["label", "collect", "both"] = "both"
+    """What is measured."""
 
 
 def main(config: Config) -> dict[str, float]:
     """Runs the measurement; returns the ratios `label` (1 when nothing but the network costs time) and `collect`.
 
     Raises:
-        InputError: no images, or an unknown preset or part.
+        InputError: no image that can be read, an unknown preset, or a count below 1.
     """
-    if not config.images or config.preset not in PRESETS or config.part not in ("label", "collect", "both"):
-        raise InputError(f"give --images NAME=DIR, --preset of {', '.join(PRESETS)}, --part label, collect or both")
+    if not config.images:
+        raise InputError("--images is missing: give NAME=DIR, such as images=photos")
+    if config.preset not in PRESETS:
+        raise InputError(f"--preset {config.preset} is unknown; there are {', '.join(PRESETS)}")
+    if min(config.count, config.batch, config.turns) < 1:
+        raise InputError("--count, --batch and --turns must be at least 1")
     ratios = {}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
@@ -67,11 +72,19 @@ def main(config: Config) -> dict[str, float]:
 def _prepare(config: Config, folder: Path) -> list[bytes]:
     source, files = open_unlabeled(config.images), []
     with ShardWriter(folder / "images.tar") as shard:
-        for i in range(min(config.count, len(source))):
-            picture, file = open_image(source.encoded(i)).resize((640, 480), Image.Resampling.BICUBIC), io.BytesIO()
-            picture.save(file, "JPEG", quality=90)
-            shard.add(f"{i:06d}.jpg", file.getvalue())
+        for i in range(len(source)):
+            if len(files) == config.count:
+                break
+            try:
+                picture = open_image(source.encoded(i))
+            except InputError:
+                continue
+            file = io.BytesIO()
+            picture.resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            shard.add(f"{len(files):06d}.jpg", file.getvalue())
             files.append(file.getvalue())
+    if not files:
+        raise InputError(f"--images {config.images}: no image there can be read")
     return files
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("depth_model.engine.verify", "check counts and hashes of clean shards and labels"),
     "train-student": ("depth_model.train_student", "train a depth model on labelled and pseudo-labelled images"),
     "evaluate": ("depth_model.evaluate", "measure depth models on pairs with known depth"),
+    "measure-copies": ("depth_model.measure_copies", "how many changed copies collect finds among your images"),
     "measure-engine": ("depth_model.measure_engine", "what label and collect cost beside network and decoding"),
     "measure-input": ("depth_model.measure_input", "whether reading keeps up with training"),
     "train-autoencoder": ("train_controlnet.autoencoder", "train the small autoencoder of the image model"),

@@ -35,10 +35,10 @@ encoder="$out/encoder/model"
 "$python" -m depth_model.pretrain_encoder --scenes "$out/labeled" --out "$out/encoder" --lower-bound 84 --steps "$(part 120)"
 
 # Every run sees as many labelled images, and the students begin at the frozen encoder, as the paper's at DINOv2.
-teach() { depth-control train-teacher $common --encoder "$encoder" --scenes "$out/labeled" --batch 16 --steps "$(part 170)" "$@"; }
+teach() { depth-control train-teacher $common --encoder "$encoder" --scenes "$out/labeled" --batch 16 --steps "$(part 230)" "$@"; }
 learn() {
     depth-control train-student $common --encoder "$encoder" --scenes "$out/labeled" --images "images=$photos" \
-        --labels "$out/labels" --batch 8 --unlabeled-batch 16 --steps "$(part 170)" "$@"
+        --labels "$out/labels" --batch 8 --unlabeled-batch 16 --steps "$(part 230)" "$@"
 }
 teach --out "$out/teacher"
 depth-control label --images "images=$photos" --teacher "$out/teacher/model" --out "$out/labels"
