@@ -110,9 +110,11 @@ def card(config: Any, best: Best, cache: Cache, rows: list[dict], folder: Path) 
         f"EMA {config.ema:g}, caption dropout {config.caption_dropout:g}, precision {config.precision}",
     }
     lines = ["# Depth ControlNet", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
-    lines += ["```python", f"from diffusers import ControlNetModel, {pipeline}", ""]
-    lines += ['controlnet = ControlNetModel.from_pretrained("THIS_FOLDER")']
-    lines += [f'pipe = {pipeline}.from_pretrained("{base}", controlnet=controlnet)', "```", ""]
+    lines += ["```python", f"from diffusers import ControlNetModel, {pipeline}"]
+    lines += ["", "from depth_control.presets import base_folder"] if base == "embedded" else []
+    source = 'base_folder("embedded"), dtype=controlnet.dtype' if base == "embedded" else f'"{base}"'
+    lines += ["", 'controlnet = ControlNetModel.from_pretrained("THIS_FOLDER")']
+    lines += [f"pipe = {pipeline}.from_pretrained({source}, controlnet=controlnet)", "```", ""]
     lines += _fidelity(config, best, rows)
     if (folder / "pictures.png").is_file():
         lines += ["Photo, condition, picture, and the depth seen in it:", "", "![pictures](pictures.png)", ""]

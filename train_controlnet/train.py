@@ -101,7 +101,7 @@ class Config:
     validation_steps: int = 20
     """Denoising steps of each picture."""
     guidance_scale: float = 7.5
-    """Classifier-free guidance of the pictures; 1.5 for the packaged base."""
+    """Classifier-free guidance of the pictures; 1 for the packaged base."""
     depth_model: str | None = None
     """Estimator of the validation's conditions; by default the cache's first."""
     judge: str | None = None

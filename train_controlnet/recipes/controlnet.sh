@@ -19,4 +19,4 @@ depth-control scenes --out "$out/control-held-out" --count 16 --seed 77 --size 1
 depth-control prepare-controlnet --scenes "$out/control-scenes" --base embedded --out "$out/control-cache"
 depth-control train-controlnet --base embedded --cache "$out/control-cache" --out "$out/control" \
     --batch 16 --steps 1500 --lr 5e-4 --warmup 20 --ema 0.99 --open-condition --timestep-shift 2 \
-    --validation "$out/control-held-out" --validation-count 16 --guidance-scale 1.5 --validate-every 250 --proxy-every 50
+    --validation "$out/control-held-out" --validation-count 16 --guidance-scale 1 --validate-every 250 --proxy-every 50
