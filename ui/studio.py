@@ -83,6 +83,8 @@ class Studio:
         self._estimators: OrderedDict[str, DepthEstimator] = OrderedDict()
         self._depths: OrderedDict[tuple[str, str], DepthMap] = OrderedDict()
         self._drawing, self._estimating, self._remembering = (threading.Lock() for _ in range(3))
+        # transformers and diffusers patch torch while they load, for every thread.
+        self._loading = threading.Lock()
         self._step_seconds: dict[str, float] = {}
 
     # ---- depth
@@ -253,7 +255,11 @@ class Studio:
         key = _key(form)
         if key not in self._pipelines:
             report(Progress(0, 1, None, "loading the models (the first time they may be downloaded)"))
-            pipe = load_pipeline(form.model, key[1] or None, key[2] or None, self._device, self._dtype)
+            acquire(self._loading, report)
+            try:
+                pipe = load_pipeline(form.model, key[1] or None, key[2] or None, self._device, self._dtype)
+            finally:
+                self._loading.release()
             pipe.set_progress_bar_config(disable=True)
             while len(self._pipelines) >= PIPELINES:
                 self._pipelines.popitem(last=False)
@@ -263,7 +269,8 @@ class Studio:
 
     def _estimator(self, name: str) -> DepthEstimator:
         if name not in self._estimators:
-            estimator = DepthEstimator.from_pretrained(name, self._device, self._dtype)
+            with self._loading:
+                estimator = DepthEstimator.from_pretrained(name, self._device, self._dtype)
             while len(self._estimators) >= PIPELINES:
                 self._estimators.popitem(last=False)
             self._estimators[name] = estimator

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ui.studio
 from depth_control import generate, to_control
 from depth_control.generation import Picture
-from depth_model import DepthMap
+from depth_model import DepthEstimator, DepthMap
 from depth_model.errors import InputError
 from ui import view
 from ui.catalog import read_catalog
@@ -52,6 +53,11 @@ def form_for(models, **changes):
     return Recipe(**({"prompt": "red clay", "steps": 2, "guidance_scale": 1.5} | names | changes))
 
 
+def make_depth(path):
+    np.savez(path, values=np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64), kind="disparity")
+    return str(path)
+
+
 def pictures_of(updates):
     return [update for update in updates if isinstance(update, Picture)]
 
@@ -65,6 +71,31 @@ def test_pictures_are_those_of_the_command(studio, models, uploaded, tmp_path):
     for picture, entry in zip(made, report["images"], strict=True):
         assert np.array_equal(picture.image, Image.open(tmp_path / "out" / entry["file"]))
         assert picture.fidelity == entry["fidelity"]
+
+
+def test_models_are_loaded_one_after_the_other(studio, models, uploaded, monkeypatch):
+    loading, together = [], []
+
+    def watched(load):
+        def slow(*names, **options):
+            loading.append(threading.get_ident())  # a pipeline loads its estimator too
+            together.append(len(set(loading)))
+            time.sleep(0.3)
+            try:
+                return load(*names, **options)
+            finally:
+                loading.pop()
+
+        return slow
+
+    monkeypatch.setattr("ui.studio.load_pipeline", watched(ui.studio.load_pipeline))
+    monkeypatch.setattr(DepthEstimator, "from_pretrained", staticmethod(watched(DepthEstimator.from_pretrained)))
+    subject = studio.read(None, make_depth(studio.root / "depth.npz"), "stated", "")
+    estimating = threading.Thread(target=studio.read, args=(uploaded, None, "stated", models["depth_model"]))
+    estimating.start()
+    assert pictures_of(studio.draw(subject, form_for(models)))
+    estimating.join()
+    assert set(together) == {1} and len(together) >= 2
 
 
 def test_sixteen_bits_give_the_same_control_as_the_npz(studio):
